@@ -1,0 +1,43 @@
+"""The `ella` command: the list of its sub-commands, and the one place where errors become words.
+
+A command is a shell: it parses, calls one library function and prints one result. Torch is
+imported inside commands, so that `ella --help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ella_cli.errors import EllaError
+
+app = typer.Typer(
+    name="ella",
+    help="Fine-tune a language model on one task after another without losing the earlier ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Runs `ella`; exit code 0 done, 2 bad input, 130 interrupted, 1 a mistake of our own."""
+    # Progress is ours; the libraries' bars and advice would only interleave with it.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except EllaError as error:
+        stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+        stderr.print(f"[red]error:[/] {escape(error.message)}")
+        if error.hint:
+            stderr.print(f"[dim]next:[/]  {escape(error.hint)}")
+        sys.exit(error.exit_code)

@@ -1,0 +1,54 @@
+"""Where a command's words go: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr."),
+]
+VerboseOption = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="Say more; twice for library logs.")
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Say only results, warnings and errors.")
+]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One command's voice.
+
+    `say` for progress and notes (stderr, silent under -q), `warn` for what the user should know
+    (stderr, always), `result` for the one thing the command gives (stdout).
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: int = 0
+    stdout: Console = field(default_factory=lambda: Console(highlight=False))
+    stderr: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+
+    def say(self, *words: RenderableType) -> None:
+        if not self.quiet:
+            self.stderr.print(*words)
+
+    def warn(self, words: str) -> None:
+        self.stderr.print(f"[yellow]warning:[/] {words}")
+
+    def result(self, document: Mapping[str, Any], *shown: RenderableType) -> None:
+        """Prints `document` as JSON under --json, else what is `shown`."""
+        if self.as_json:
+            json.dump(document, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+            sys.stdout.write("\n")
+            return
+        for renderable in shown:
+            self.stdout.print(renderable)

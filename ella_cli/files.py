@@ -1,0 +1,137 @@
+"""Files and folders that appear whole or not at all, and the hashes that name them.
+
+A write goes to a temporary name in the same folder, is flushed to the disk, and is renamed over
+the target; the folder is then flushed too. Killed at any moment, a reader finds the old file or
+the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ella_cli.errors import StorageError
+
+# Read in pieces that stay in the L2 cache.
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on a clean exit it becomes `path`, else it is gone.
+
+    Raises:
+        StorageError: the folder cannot be written, or the disk is full.
+    """
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            # mkstemp makes 0600; a result file is as readable as any other file of the user.
+            temporary.chmod(0o666 & ~_umask())
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; on a clean exit it becomes `path`, else it is gone.
+
+    An existing `path` is replaced only at the very end, by two renames.
+
+    Raises:
+        StorageError: the parent cannot be written, or the disk is full.
+    """
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            for file in temporary.rglob("*"):
+                _flush(file)
+            _flush(temporary)
+            if path.exists():
+                outgoing = temporary.with_suffix(".old")
+                path.rename(outgoing)
+                temporary.rename(path)
+                shutil.rmtree(outgoing)
+            else:
+                temporary.rename(path)
+            _flush(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Strict JSON: NaN and infinity are refused, for no other reader would take them."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        StorageError: the file is missing, unreadable or not JSON.
+    """
+    with _storage_errors(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StorageError(
+            f"{path} is not JSON: {error.msg} at line {error.lineno}",
+            hint="it was changed or cut by hand; restore it or make it again",
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, in hex."""
+    digest = hashlib.sha256()
+    with _storage_errors(path), path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise StorageError(
+            f"cannot use {where}: {error.strerror or error}",
+            hint="check that the path exists, that it may be written, and that the disk has room",
+        ) from error
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
