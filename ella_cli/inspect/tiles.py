@@ -1,0 +1,73 @@
+"""A module's past in blocks of rows, so that no more than one block is in memory beside the file.
+
+Also the module's place in the model, for heat maps of layers × kinds of module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ella_cli.kernels import Factors
+
+# 2^22 elements: 16 MB in f32, 32 MB in f64.
+_BLOCK_ELEMENTS = 1 << 22
+
+
+def row_blocks(past: Tensor | Factors) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of W_past in f64, each block (rows, N); factors are multiplied block by block."""
+    rows, columns = past.shape
+    stride = max(1, _BLOCK_ELEMENTS // max(1, columns))
+    for start in range(0, rows, stride):
+        block = slice(start, min(rows, start + stride))
+        if isinstance(past, Factors):
+            yield block, past.p[block].double() @ past.q.double()  # (rows, N)
+        else:
+            yield block, past[block].double()  # (rows, N)
+
+
+def layer_and_kind(name: str) -> tuple[str, str]:
+    """A module's layer and what it is there.
+
+    `model.layers.3.self_attn.q_proj` gives ("3", "q_proj"), T5's
+    `decoder.block.0.layer.1.EncDecAttention.q` gives ("0", "decoder.EncDecAttention.q"): the first
+    number is the layer, and of the rest stays what tells modules of one layer apart.
+    """
+    words = name.split(".")
+    numbers = [index for index, word in enumerate(words) if word.isdigit()]
+    if not numbers:
+        return "–", name
+    first = numbers[0]
+    tail = [word for word in words[first + 1 :] if not word.isdigit() and word != "layer"]
+    side = [words[0]] if words[0] in ("encoder", "decoder") else []
+    short = tail[-1:] if tail[:-1] in (["self_attn"], ["attn"], ["attention", "self"]) else tail
+    return words[first], ".".join(side + short) or name
+
+
+def layer_grid(
+    values: Sequence[tuple[str, float]],
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[float | None, ...], ...]]:
+    """Layers, kinds, and the value of each kind in each layer (None where there is none)."""
+    cells = {layer_and_kind(name): value for name, value in values}
+    if len(cells) < len(values):
+        # Two modules share a place: name them in full rather than lose one.
+        cells = {("–", name): value for name, value in values}
+    layers = list(dict.fromkeys(layer for layer, _ in cells))
+    layers.sort(key=lambda layer: (not layer.isdigit(), int(layer) if layer.isdigit() else 0))
+    kinds = tuple(dict.fromkeys(kind for _, kind in cells))
+    grid = tuple(tuple(cells.get((layer, kind)) for kind in kinds) for layer in layers)
+    return tuple(layers), kinds, grid
+
+
+def orthonormal(columns: Tensor) -> Tensor:
+    """An orthonormal basis of the space that the columns span, f64, (M, rank).
+
+    Directions below 1e-6 of the largest are taken for rounding of the f32 they were stored in.
+    """
+    if columns.numel() == 0:
+        return columns.double()
+    left, values, _ = torch.linalg.svd(columns.double(), full_matrices=False)
+    kept = values > 1e-6 * values[0] if values[0] > 0 else values > 0
+    return left[:, kept]

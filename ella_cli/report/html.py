@@ -1,0 +1,82 @@
+"""A document as one HTML file that opens from disk: style inline, pictures as SVG, no script.
+
+Every text passes Jinja's autoescape; only the style sheet and the SVG made here are taken as they
+are, and `svg` escapes the words it sets.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ella_cli import __version__
+from ella_cli.files import write_text
+from ella_cli.report.colours import css, heat, ink
+from ella_cli.report.document import (
+    Document,
+    HeatMap,
+    Lines,
+    Part,
+    cell_text,
+    is_numeric_column,
+)
+from ella_cli.report.svg import line_chart
+
+_PAGE = Path(__file__).parent / "page"
+
+
+def render(document: Document, *, footer: str = "") -> str:
+    """The whole page; `footer` tells how it was made."""
+    return (
+        _environment()
+        .get_template("document.html.j2")
+        .render(
+            document=document,
+            style=Markup((_PAGE / "document.css").read_text(encoding="utf-8")),
+            footer=footer or made_by(""),
+        )
+    )
+
+
+def write(document: Document, path: Path, *, footer: str = "") -> None:
+    """
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    write_text(path, render(document, footer=footer))
+
+
+def made_by(command: str) -> str:
+    """The footer: version, and the command line where there was one."""
+    return f"made by ella {__version__}" + (f" with: {command}" if command else "")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined
+    )
+    environment.globals |= {
+        "kind_of": _kind_of,
+        "chart": _chart,
+        "paint": _paint,
+        "numeric": is_numeric_column,
+        "text": cell_text,
+    }
+    return environment
+
+
+def _kind_of(part: Part) -> str:
+    return type(part).__name__
+
+
+def _chart(lines: Lines) -> Markup:
+    return Markup(line_chart(lines))
+
+
+def _paint(heat_map: HeatMap, value: float) -> str:
+    back = heat(heat_map.share(value), signed=heat_map.scale == "signed")
+    return f"background:{css(back)};color:{css(ink(back))}"

@@ -1,0 +1,112 @@
+"""The report of some run folders, and the files it can become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from ella_cli.errors import SettingsError
+from ella_cli.files import write_json, write_text
+from ella_cli.report import html, markdown, terminal
+from ella_cli.report.document import Document
+from ella_cli.report.past_picture import PastPicture, picture_past
+from ella_cli.report.results import RunResults, read_run
+from ella_cli.report.run_document import run_document
+from ella_cli.report.run_json import report_json
+from ella_cli.report.signs import signs
+from ella_cli.report.tables import accuracy_heat_map, comparison, metrics_table
+
+
+@dataclass(frozen=True)
+class Report:
+    """The same facts twice: to be drawn, and as JSON. `warnings` are the runs' own signs."""
+
+    document: Document
+    json: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+    def write(self, out: Path, *, command: str = "") -> None:
+        """Writes HTML, or what the name's ending asks for: .md Markdown, .json JSON.
+
+        Raises:
+            SettingsError: another ending.
+            StorageError: `out` cannot be written.
+        """
+        ending = out.suffix.lower()
+        if ending in (".html", ".htm"):
+            html.write(self.document, out, footer=html.made_by(command))
+        elif ending == ".md":
+            write_text(out, markdown.render(self.document))
+        elif ending == ".json":
+            write_json(out, dict(self.json))
+        else:
+            raise SettingsError(
+                f"{out} ends in {ending or 'nothing'}, which is no kind of report",
+                hint="name it .html, .md or .json",
+            )
+
+
+def make_report(folders: Sequence[Path], *, past: bool = True) -> Report:
+    """Reads the runs; with `past`, also looks into each run's W_past (loads torch).
+
+    Raises:
+        StorageError: a folder holds no finished run, or one that cannot be read.
+        SettingsError: no folder, or one folder twice.
+    """
+    if not folders:
+        raise SettingsError("no run to report", hint="name one or more folders of `ella run`")
+    resolved = [folder.resolve() for folder in folders]
+    for folder in resolved:
+        if resolved.count(folder) > 1:
+            raise SettingsError(f"{folder.name} is named twice", hint="name each run once")
+    runs = _distinct_names([read_run(folder) for folder in folders])
+    pictures = _pictures(runs) if past else {}
+    return Report(
+        document=run_document(runs, {name: p.parts for name, p in pictures.items()}),
+        json=report_json(runs, {name: p.json for name, p in pictures.items()}),
+        warnings=tuple(sign.text for run in runs for sign in signs(run)),
+    )
+
+
+def write_html(folders: Sequence[Path], out: Path, *, command: str = "") -> Report:
+    """Writes the page and gives what it shows.
+
+    Raises:
+        StorageError: a run cannot be read, or `out` cannot be written.
+    """
+    report = make_report(folders)
+    html.write(report.document, out, footer=html.made_by(command))
+    return report
+
+
+def matrix_table(run: RunResults) -> RenderableType:
+    """The accuracy matrix and the figures of merit, for a terminal."""
+    parts = (accuracy_heat_map(run), metrics_table(run))
+    return Group(*(terminal.render_part(part) for part in parts))
+
+
+def comparison_table(runs: Sequence[RunResults]) -> RenderableType:
+    """Several runs side by side, seeds of one setting averaged, for a terminal."""
+    return Group(*(terminal.render_part(part) for part in comparison(runs)))
+
+
+def _distinct_names(runs: Sequence[RunResults]) -> list[RunResults]:
+    """The runs, those that share a folder's name told apart by its parent's."""
+    from dataclasses import replace
+
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
+        if names.count(run.name) > 1
+        else run
+        for run in runs
+    ]
+
+
+def _pictures(runs: Sequence[RunResults]) -> dict[str, PastPicture]:
+    found = {run.name: picture_past(run) for run in runs}
+    return {name: picture for name, picture in found.items() if picture is not None}

@@ -1,0 +1,178 @@
+"""A finished run as values: what `ella run` wrote into its folder, read back.
+
+`results.json` gives the accuracy matrix and the rows behind it, `run.json` the settings, the
+`ella.json` beside each stage's adapter how that stage was trained. No tensors are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ella_cli.accuracy import AccuracyMatrix
+from ella_cli.errors import StorageError
+from ella_cli.files import read_json
+
+RESULTS = "results.json"
+SETTINGS = "run.json"
+MANIFEST = "ella.json"
+PAST = "wpast.safetensors"
+STAGES = "stages"
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What was logged during one stage; all as long as `step`. CE and penalties in nats."""
+
+    step: tuple[float, ...] = ()
+    ce: tuple[float | None, ...] = ()
+    penalty: tuple[float | None, ...] = ()
+    weighted_penalty: tuple[float | None, ...] = ()
+    update_norm: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One task's training, from the manifest beside its adapter."""
+
+    folder: Path
+    task: str
+    lam: float | None
+    rank: int | None
+    scale: float | None
+    train_rows: int | None
+    update_norm: float | None
+    update_norms: Mapping[str, float]
+    past_tasks: tuple[str, ...]
+    seconds: float | None
+    curves: Curves
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """One run.
+
+    `scores[stage][task]` holds one value in [0, 1] a test row, with `stage` the task's name in the
+    order, "base" for the untouched model or "single" for the task trained alone.
+    """
+
+    path: Path
+    name: str
+    accuracy: AccuracyMatrix
+    method: str
+    lam: float | None
+    seed: int | None
+    decode: str
+    test_rows: Mapping[str, int]
+    scores: Mapping[str, Mapping[str, tuple[float, ...]]]
+    stages: tuple[Stage, ...]
+    settings: Mapping[str, Any]
+    document: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The method with its λ, as a heading or a legend names it."""
+        if self.lam is None or self.lam == 0:
+            return self.method
+        return f"{self.method} λ={self.lam:g}"
+
+
+def read_run(folder: Path) -> RunResults:
+    """The run in `folder`, or in the folder of the results.json that was named.
+
+    Raises:
+        StorageError: no results.json there, or one that this version cannot read.
+    """
+    folder = folder.parent if folder.name == RESULTS else folder
+    path = folder / RESULTS
+    if not path.is_file():
+        raise StorageError(
+            f"{folder} holds no {RESULTS}",
+            hint="name the folder of a finished `ella run`; `ella run --resume` finishes one",
+        )
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise StorageError(f"{path} is not a run's results", hint="run `ella evaluate` again")
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    order = tuple(document["order"])
+    return RunResults(
+        path=folder,
+        name=folder.resolve().name,
+        accuracy=AccuracyMatrix.from_json(document),
+        method=str(document.get("method", "unknown method")),
+        lam=_number(document.get("lambda")),
+        seed=document.get("seed"),
+        decode=_decode_words(document.get("decode")),
+        test_rows=dict(document.get("test_rows") or {}),
+        scores=_scores(document.get("row_scores") or {}, order),
+        stages=read_stages(folder),
+        settings=settings if isinstance(settings, dict) else {},
+        document=document,
+    )
+
+
+def read_stages(folder: Path) -> tuple[Stage, ...]:
+    """The stages whose manifest is there, in the order of their folders' names."""
+    manifests = sorted((folder / STAGES).glob(f"*/{MANIFEST}"))
+    return tuple(_stage(path) for path in manifests)
+
+
+def _stage(path: Path) -> Stage:
+    manifest = read_json(path)
+    if not isinstance(manifest, dict):
+        raise StorageError(f"{path} is not a manifest", hint="run this stage again")
+    curves = manifest.get("curves") or {}
+    past = manifest.get("past") or {}
+    return Stage(
+        folder=path.parent,
+        task=str(manifest.get("task", path.parent.name)),
+        lam=_number(manifest.get("lambda")),
+        rank=manifest.get("rank"),
+        scale=_number(manifest.get("scale")),
+        train_rows=(manifest.get("data") or {}).get("train_rows"),
+        update_norm=_number(manifest.get("update_norm")),
+        update_norms=dict(manifest.get("update_norms") or {}),
+        past_tasks=tuple(past.get("tasks") or ()),
+        seconds=_number(manifest.get("seconds")),
+        curves=_curves(curves),
+        manifest=manifest,
+    )
+
+
+def _curves(document: Mapping[str, Sequence[float | None]]) -> Curves:
+    step = tuple(float(s) for s in document.get("step") or () if s is not None)
+
+    def curve(name: str) -> tuple[float | None, ...]:
+        # A curve that was not logged is all gaps, so that every curve pairs with its steps.
+        values = tuple(document.get(name) or ())[: len(step)]
+        return values + (None,) * (len(step) - len(values))
+
+    return Curves(
+        step, curve("ce"), curve("penalty"), curve("weighted_penalty"), curve("update_norm")
+    )
+
+
+def _scores(
+    document: Mapping[str, Mapping[str, Sequence[float]]], order: tuple[str, ...]
+) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Stages keyed by task; a stage's folder name `01-dbpedia` is taken as well as `dbpedia`."""
+    names = {f"{index:02d}-{task}": task for index, task in enumerate(order, start=1)}
+    return {
+        names.get(stage, stage): {task: tuple(rows) for task, rows in tasks.items()}
+        for stage, tasks in document.items()
+    }
+
+
+def _decode_words(decode: object) -> str:
+    if decode is None:
+        return "not recorded"
+    if isinstance(decode, Mapping):
+        return ", ".join(f"{key} {value}" for key, value in decode.items())
+    return str(decode)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,70 @@
+"""Every number of the report as one JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ella_cli.report.metrics import METRICS, bootstrap, metric_values, spread
+from ella_cli.report.results import RunResults
+from ella_cli.report.signs import balances, ratio, signs
+from ella_cli.report.tables import group_by_setting
+
+FORMAT = 1
+
+
+def report_json(
+    runs: Sequence[RunResults], pasts: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """`pasts` gives, for a run's name, what `ella inspect` computed of its W_past."""
+    pasts = pasts or {}
+    return {
+        "format": FORMAT,
+        "runs": [_run(run, pasts.get(run.name)) for run in runs],
+        "comparison": [_group(group) for group in group_by_setting(runs).values()],
+    }
+
+
+def _run(run: RunResults, past: Mapping[str, Any] | None) -> dict[str, Any]:
+    intervals = bootstrap(run)
+    return {
+        "name": run.name,
+        "method": run.method,
+        "lambda": run.lam,
+        "seed": run.seed,
+        "decode": run.decode,
+        "test_rows": dict(run.test_rows),
+        "order": list(run.accuracy.order),
+        "matrix": [list(row) for row in run.accuracy.matrix],
+        "base": _optional(run.accuracy.base),
+        "single": _optional(run.accuracy.single),
+        "figures": {
+            key: {"value": value, "interval_95": asdict(i) if (i := intervals[key]) else None}
+            for key, value in metric_values(run).items()
+        },
+        "stages": [
+            {
+                **asdict(balance),
+                "curves": {**asdict(stage.curves), "penalty_to_ce": list(ratio(stage))},
+                "manifest": dict(stage.manifest),
+            }
+            for balance, stage in zip(balances(run), run.stages, strict=True)
+        ],
+        "warnings": [asdict(sign) for sign in signs(run)],
+        "past": None if past is None else dict(past),
+        "settings": dict(run.settings),
+    }
+
+
+def _group(runs: Sequence[RunResults]) -> dict[str, Any]:
+    values = [metric_values(run) for run in runs]
+    figures: dict[str, Any] = {}
+    for metric in METRICS:
+        present = [v for one in values if (v := one[metric.key]) is not None]
+        figures[metric.key] = asdict(spread(present)) if len(present) == len(runs) else None
+    return {"label": runs[0].label, "runs": [run.name for run in runs], "figures": figures}
+
+
+def _optional(row: tuple[float | None, ...] | None) -> list[float | None] | None:
+    return None if row is None else list(row)

@@ -1,0 +1,239 @@
+"""The tables of a run and of several: accuracy matrix, figures of merit, curves.
+
+Each function gives parts of a document; `terminal`, `markdown` and `html` draw them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ella_cli.report.document import Cell, HeatMap, Lines, Part, Series, Table, Words
+from ella_cli.report.metrics import METRICS, Interval, Spread, bootstrap, metric_values, spread
+from ella_cli.report.provenance import base_model
+from ella_cli.report.results import RunResults
+from ella_cli.report.signs import balances, ratio, signs
+
+_BASE_ROW = "untouched base"
+_SINGLE_ROW = "trained alone"
+
+
+def accuracy_heat_map(run: RunResults) -> HeatMap:
+    accuracy = run.accuracy
+    rows = [f"{index}. {task}" for index, task in enumerate(accuracy.order, start=1)]
+    values = [tuple(row) for row in accuracy.matrix]
+    if accuracy.base is not None:
+        rows.insert(0, _BASE_ROW)
+        values.insert(0, accuracy.base)
+    if accuracy.single is not None:
+        rows.append(_SINGLE_ROW)
+        values.append(accuracy.single)
+    counts = sorted(set(run.test_rows.values()))
+    tested = f", {'–'.join(str(c) for c in {counts[0], counts[-1]})} test rows a task"
+    return HeatMap(
+        title=f"score on each task ({run.label})",
+        row_axis="after training",
+        column_axis="tested on",
+        rows=tuple(rows),
+        columns=accuracy.order,
+        values=tuple(values),
+        scale="unit",
+        decimals=3,
+        note=f"0 to 1; decoded: {run.decode}{tested if counts else ''}",
+    )
+
+
+def metrics_table(run: RunResults) -> Table:
+    values = metric_values(run)
+    intervals = bootstrap(run)
+    rows = tuple(
+        (m.label, _value(values[m.key], m.needs), _interval(intervals[m.key]), m.formula)
+        for m in METRICS
+    )
+    return Table(
+        title="figures of merit",
+        columns=("figure", "value", "95% over test rows", "definition"),
+        rows=rows,
+        note="intervals: bootstrap over test rows; the forgetting's maximum biases it upwards",
+    )
+
+
+def group_by_setting(runs: Sequence[RunResults]) -> dict[str, list[RunResults]]:
+    """Runs that differ in their seed only, under a name; first seen first."""
+    labels: dict[str, list[RunResults]] = {}
+    for run in runs:
+        labels.setdefault(_setting(run), []).append(run)
+    return labels
+
+
+def _setting(run: RunResults) -> str:
+    order = ", ".join(run.accuracy.order)
+    return f"{run.label}\n{order}\n{base_model(run)}\n{run.decode}"
+
+
+def comparison(runs: Sequence[RunResults]) -> tuple[Part, ...]:
+    """Methods side by side: the figures, then each task's score at the end."""
+    groups = group_by_setting(runs)
+    names = _group_names(groups)
+    figures: list[tuple[Cell, ...]] = []
+    for name, group in zip(names, groups.values(), strict=True):
+        values = [metric_values(run) for run in group]
+        cells = [_spread([v[m.key] for v in values]) for m in METRICS]
+        figures.append((name, len(group), *cells))
+    parts: list[Part] = [
+        Table(
+            title="runs side by side",
+            columns=("method", "seeds", *(m.label for m in METRICS)),
+            rows=tuple(figures),
+            note="mean ± sample deviation over seeds; one seed stands alone",
+        )
+    ]
+    orders = {run.accuracy.order for run in runs}
+    if len(orders) > 1:
+        parts.append(
+            Words("these runs have different task orders: their figures are not comparable", True)
+        )
+    decodes = {run.decode for run in runs}
+    if len(decodes) > 1:
+        parts.append(
+            Words(f"these runs were decoded differently: {'; '.join(sorted(decodes))}", True)
+        )
+    parts.append(_final_scores(list(zip(names, groups.values(), strict=True))))
+    return tuple(parts)
+
+
+def _group_names(groups: Mapping[str, list[RunResults]]) -> list[str]:
+    """The label, with what else differs when labels repeat."""
+    labels = [group[0].label for group in groups.values()]
+    names = []
+    for label, group in zip(labels, groups.values(), strict=True):
+        run = group[0]
+        repeated = labels.count(label) > 1
+        extra = f" ({run.name})" if repeated else ""
+        names.append(label + extra)
+    return names
+
+
+def _final_scores(groups: Sequence[tuple[str, list[RunResults]]]) -> HeatMap:
+    tasks = list(dict.fromkeys(t for _, group in groups for t in group[0].accuracy.order))
+    values = []
+    for _, group in groups:
+        row: list[float | None] = []
+        for task in tasks:
+            scores = [_final(run, task) for run in group]
+            present = [s for s in scores if s is not None]
+            row.append(spread(present).mean if present else None)
+        values.append(tuple(row))
+    return HeatMap(
+        title="score on each task after the last",
+        row_axis="method",
+        column_axis="task",
+        rows=tuple(name for name, _ in groups),
+        columns=tuple(tasks),
+        values=tuple(values),
+        scale="unit",
+        decimals=3,
+    )
+
+
+def _final(run: RunResults, task: str) -> float | None:
+    accuracy = run.accuracy
+    return accuracy.matrix[-1][accuracy.order.index(task)] if task in accuracy.order else None
+
+
+def curve_parts(run: RunResults) -> tuple[Part, ...]:
+    """One panel a task: cross-entropy and λ · penalty, in the loss's own units."""
+    parts: list[Part] = []
+    for index, stage in enumerate(run.stages, start=1):
+        curves = stage.curves
+        series = [Series("cross-entropy", curves.step, curves.ce)]
+        if any(v for v in curves.weighted_penalty):
+            series.append(Series("λ · penalty", curves.step, curves.weighted_penalty))
+        if curves.step:
+            parts.append(
+                Lines(f"{index}. {stage.task}", "optimizer step", "loss (nats)", tuple(series))
+            )
+    return tuple(parts)
+
+
+def balance_parts(run: RunResults) -> tuple[Part, ...]:
+    """Penalty against cross-entropy, and the update's size: curves, a table, and the warnings."""
+    parts: list[Part] = [Words(sign.text, warning=True) for sign in signs(run)]
+    names = [f"{i}. {stage.task}" for i, stage in enumerate(run.stages, start=1)]
+    ratios = tuple(
+        Series(name, stage.curves.step, ratio(stage))
+        for name, stage in zip(names, run.stages, strict=True)
+        if any(ratio(stage))
+    )
+    if ratios:
+        parts.append(
+            Lines(
+                "λ · penalty / cross-entropy",
+                "optimizer step",
+                "ratio (no unit)",
+                ratios,
+                logarithmic=True,
+                note="0 is not drawn: B starts at 0",
+            )
+        )
+    norms = tuple(
+        Series(name, stage.curves.step, stage.curves.update_norm)
+        for name, stage in zip(names, run.stages, strict=True)
+        if any(stage.curves.update_norm)
+    )
+    if norms:
+        parts.append(Lines("size of the update", "optimizer step", "‖ΔW‖ (Frobenius)", norms))
+    parts.append(_balance_table(run))
+    return tuple(parts)
+
+
+def _balance_table(run: RunResults) -> Table:
+    rows = tuple(
+        (
+            b.task,
+            b.lam,
+            b.ce_start,
+            b.ce_end,
+            b.weighted_penalty_end,
+            b.ratio_end,
+            b.ratio_largest,
+            b.update_norm,
+            stage.seconds,
+        )
+        for b, stage in zip(balances(run), run.stages, strict=True)
+    )
+    return Table(
+        title="how each task's training ended",
+        columns=(
+            "task",
+            "λ",
+            "CE at first (nats)",
+            "CE at the end (nats)",
+            "λ · penalty (nats)",
+            "penalty / CE",
+            "its largest",
+            "‖ΔW‖",
+            "time (s)",
+        ),
+        rows=rows,
+        note="first and end: means over a tenth of the logged steps",
+    )
+
+
+def _value(value: float | None, needs: str) -> Cell:
+    if value is not None:
+        return f"{value:+.3f}" if value < 0 else f"{value:.3f}"
+    return f"not known (needs {needs})" if needs else "not known"
+
+
+def _interval(interval: Interval | None) -> Cell:
+    return None if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def _spread(values: Sequence[float | None]) -> Cell:
+    present = [v for v in values if v is not None]
+    if len(present) != len(values):
+        return None
+    result: Spread = spread(present)
+    if result.deviation is None:
+        return f"{result.mean:.3f}"
+    return f"{result.mean:.3f} ± {result.deviation:.3f}"
