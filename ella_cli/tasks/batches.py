@@ -1,0 +1,159 @@
+"""Token batches from prompts: the text is cut to fit, never its frame, and only answers count.
+
+Decoders get their sequences padded on the left, so that all answers end at the last position:
+the head of the model then runs on the last `logits_to_keep` positions only, and `labels` has just
+those columns. Encoder-decoders get the usual pair of right-padded sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ella_cli.errors import TaskError
+from ella_cli.tasks.prompt import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What cross-entropy passes over, in torch and transformers alike.
+IGNORED = -100
+
+Kind = Literal["decoder", "encoder-decoder"]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns prompts and answers into token ids, as one kind of model reads them.
+
+    Attributes:
+        max_source: tokens a prompt may have, special ones included.
+        max_target: tokens an answer may have, the end token included.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    kind: Kind
+    max_source: int = 512
+    max_target: int = 50
+
+    def prompt(self, prompt: Prompt) -> list[int]:
+        """Ids of head + text + tail; tokens of the text alone are dropped until all fit.
+
+        Raises:
+            TaskError: head and tail alone are longer than `max_source`.
+        """
+        encoded = self.tokenizer(str(prompt), add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = encoded["input_ids"]
+        before, after = self._frame()
+        excess = len(before) + len(ids) + len(after) - self.max_source
+        if excess > 0:
+            ids = _shorten_text(ids, encoded["offset_mapping"], prompt, excess)
+        return before + ids + after
+
+    def answer(self, answer: str) -> list[int]:
+        """Ids of the answer, closed by the end token; a long answer is cut before it."""
+        # A decoder reads on from "Answer:", so its first word needs the space in front.
+        text = answer if self.kind == "encoder-decoder" else f" {answer}"
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        assert isinstance(end, int)
+        return [*ids[: self.max_target - 1], end]
+
+    def example(self, prompt: Prompt, answer: str) -> dict[str, list[int]]:
+        """One training row. `input_ids` is what length grouping measures.
+
+        Decoder: prompt and answer in `input_ids`, the answer again in `labels`.
+        Encoder-decoder: the prompt in `input_ids`, the answer in `labels`.
+        """
+        source, target = self.prompt(prompt), self.answer(answer)
+        joined = source + target if self.kind == "decoder" else source
+        return {"input_ids": joined, "labels": target}
+
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The special tokens this tokenizer puts before and after a text."""
+        plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        framed = self.tokenizer("a")["input_ids"]
+        start = framed.index(plain[0])
+        before, after = framed[:start], framed[start + len(plain) :]
+        # A decoder's prompt goes on with the answer, so nothing may close it.
+        return before, ([] if self.kind == "decoder" else after)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows of `Encoder.example` -> one batch for the model; ready for a `Trainer`."""
+
+    pad: int
+    kind: Kind
+    decoder_start: int = 0
+
+    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Any]:
+        sources = [row["input_ids"] for row in rows]
+        targets = [row["labels"] for row in rows]
+        if self.kind == "decoder":
+            batch: dict[str, Any] = dict(pad_left(sources, self.pad))
+            # One column more than the longest answer: the position that predicts its first token.
+            kept = max(map(len, targets)) + 1
+            batch["labels"] = _padded(targets, IGNORED, kept, left=True)  # (S, kept)
+            batch["logits_to_keep"] = kept
+            return batch
+        length = max(map(len, sources))
+        labels = _padded(targets, IGNORED, max(map(len, targets)), left=False)  # (S, L)
+        shifted = labels.roll(1, dims=1)  # (S, L)
+        shifted[:, 0] = self.decoder_start
+        shifted[shifted == IGNORED] = self.pad
+        ids = _padded(sources, self.pad, length, left=False)  # (S, L_source)
+        mask = _padded([[1] * len(source) for source in sources], 0, length, left=False)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "decoder_input_ids": shifted,
+            "labels": labels,
+        }
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Ids, mask and positions of a decoder batch, (S, L) each; positions start at 0 in each row."""
+    length = max(map(len, sequences))
+    ids = _padded(sequences, pad, length, left=True)  # (S, L)
+    mask = _padded([[1] * len(s) for s in sequences], 0, length, left=True)  # (S, L)
+    positions = (mask.cumsum(dim=1) - 1).clamp_min_(0)  # (S, L)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def pad_right(sequences: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Ids and mask of an encoder batch, (S, L) each."""
+    length = max(map(len, sequences))
+    mask = _padded([[1] * len(s) for s in sequences], 0, length, left=False)  # (S, L)
+    return {"input_ids": _padded(sequences, pad, length, left=False), "attention_mask": mask}
+
+
+def _padded(sequences: Sequence[Sequence[int]], value: int, length: int, *, left: bool) -> Tensor:
+    out = torch.full((len(sequences), length), value)  # (S, L) int64
+    for row, sequence in zip(out, sequences, strict=True):
+        where = slice(length - len(sequence), None) if left else slice(None, len(sequence))
+        row[where] = torch.tensor(sequence)
+    return out
+
+
+def _shorten_text(
+    ids: list[int], offsets: Sequence[tuple[int, int]], prompt: Prompt, excess: int
+) -> list[int]:
+    text_start = len(prompt.head)
+    text_end = text_start + len(prompt.text)
+    # Tokens that reach over an edge of the text belong to the frame.
+    inside = [
+        i for i, (start, end) in enumerate(offsets) if text_start <= start and end <= text_end
+    ]
+    if len(inside) < excess:
+        raise TaskError(
+            f"instruction and options alone are {len(ids) - len(inside)} tokens, "
+            f"{excess - len(inside)} more than fit",
+            hint="raise --max-source-length, or shorten the instruction or the label names",
+        )
+    first_cut = inside[0] if prompt.cut == "start" else inside[len(inside) - excess]
+    return ids[:first_cut] + ids[first_cut + excess :]

@@ -1,0 +1,131 @@
+"""Files of examples, CSV, TSV, JSON or JSONL, read into records that know their line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ella_cli.errors import TaskError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+
+# Keys under which published files keep their list of examples: O-LoRA's, and common wrappers.
+_LIST_KEYS = ("Instances", "instances", "data", "examples", "rows")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One example as the file has it; `place` names it in an error: "line 7" or "entry 3"."""
+
+    place: str
+    fields: Mapping[str, Any]
+
+
+def read_records(path: Path) -> tuple[Record, ...]:
+    """
+    Raises:
+        TaskError: unreadable, not UTF-8, empty, or a line that is not a record, by its number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TaskError(
+            f"{path} is not UTF-8 text (byte {error.start})",
+            hint=f"convert it: iconv -f latin1 -t utf-8 {path.name}",
+        ) from error
+    except OSError as error:
+        raise TaskError(f"cannot read {path}: {error.strerror}", hint="check the file") from error
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        records = tuple(_csv_records(path, text, "\t" if suffix == ".tsv" else None))
+    elif suffix == ".jsonl":
+        records = tuple(_line_records(path, text))
+    else:
+        records = tuple(_json_records(path, text))
+    if not records:
+        raise TaskError(f"{path} holds no rows", hint="put one example on each line")
+    return records
+
+
+def _line_records(path: Path, text: str) -> Iterator[Record]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TaskError(
+                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})",
+                hint='a line looks like {"text": "...", "label": "..."}',
+            ) from error
+        yield _record(path, f"line {number}", value)
+
+
+def _json_records(path: Path, text: str) -> Iterator[Record]:
+    if not text.strip():
+        return
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        # Some published .json files hold one object a line.
+        if error.msg == "Extra data":
+            yield from _line_records(path, text)
+            return
+        raise TaskError(
+            f"{path}, line {error.lineno}: not JSON ({error.msg} at column {error.colno})",
+            hint='the file holds a list: [{"text": "...", "label": "..."}, ...]',
+        ) from error
+    if isinstance(document, dict):
+        key = next((key for key in _LIST_KEYS if isinstance(document.get(key), list)), None)
+        if key is None:
+            raise TaskError(
+                f"{path} holds one object, with keys {', '.join(map(repr, list(document)[:6]))}",
+                hint="it should hold a list of examples, or a list under `Instances` or `data`",
+            )
+        document = document[key]
+    if not isinstance(document, list):
+        raise TaskError(f"{path} holds {document!r:.40}", hint="it should hold a list of examples")
+    for number, value in enumerate(document, start=1):
+        yield _record(path, f"entry {number}", value)
+
+
+def _csv_records(path: Path, text: str, delimiter: str | None) -> Iterator[Record]:
+    first_line = text.partition("\n")[0]
+    # Spreadsheets in much of Europe write semicolons into .csv files.
+    delimiter = delimiter or max(",;\t", key=first_line.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if len(header) < 2:
+            raise TaskError(
+                f"{path} has {len(header)} column, so no answers",
+                hint="its first line names the columns, such as `text,label`",
+            )
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise TaskError(
+                    f"{path}, line {reader.line_num}: {len(values)} fields under "
+                    f"{len(header)} columns ({', '.join(header)})",
+                    hint='put quotes around a text that holds a comma: "a, b",label',
+                )
+            yield Record(f"line {reader.line_num}", dict(zip(header, values, strict=True)))
+    except csv.Error as error:
+        raise TaskError(
+            f"{path}, line {reader.line_num}: {error}", hint="check the quotes on that line"
+        ) from error
+
+
+def _record(path: Path, place: str, value: object) -> Record:
+    if not isinstance(value, dict):
+        raise TaskError(
+            f"{path}, {place}: {value!r:.40} is not an object",
+            hint='an example looks like {"text": "...", "label": "..."}',
+        )
+    return Record(place, value)

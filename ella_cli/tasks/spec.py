@@ -1,0 +1,221 @@
+"""What a task is before it has rows: a versioned YAML file, read into a frozen value.
+
+The built-in ones lie in `specs/`, one file a task. A user's folder may hold a `task.yaml` with the
+same keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from ella_cli.errors import TaskError
+
+Metric = Literal["accuracy", "rouge-l", "edit-similarity", "sari"]
+Compare = Literal["exact", "first-letter"]
+Cut = Literal["end", "start"]
+
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+_SPECS = Path(__file__).parent / "specs"
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Hub:
+    """Where the rows lie on the Hugging Face hub, and how a record becomes text and answer.
+
+    `text` is a `str.format` pattern over the record's columns. `labels` maps the value of the
+    `answer` column, as text, to the benchmark's label; empty, the value is the answer. A row whose
+    value maps to nothing is left out. `where` keeps the rows whose columns have these values.
+    """
+
+    dataset: str
+    train: str
+    test: str
+    text: str
+    answer: str
+    config: str | None = None
+    labels: Mapping[str, str] | None = None
+    where: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Columns:
+    """Which columns of a user's files hold the text and the answer."""
+
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TaskSpec:
+    """One task, without its rows.
+
+    Attributes:
+        name: what `--task` and an order call it.
+        version: raised when labels, instruction, metric or rows change, and scores with them.
+        kind: NLI, QQP, SC, TC, BoolQA, MultiRC, WiC, COPA, TRACE, demo, or own.
+        dataset: the name in the header line `Dataset:`, and of the folder in published layouts.
+        instruction: the question put before the text; empty where the text asks by itself.
+        labels: the answers to choose from, in the benchmark's own order; empty for free text.
+        options: whether the prompt lists the labels.
+        frame: whether text is put between an instruction and `Answer:`. TRACE's text is already
+            a whole prompt.
+        text_head: openings of an unframed text that belong to the frame, never to be cut.
+        text_tail: endings of an unframed text that belong to the frame, never to be cut.
+        cut: which end of an over-long text goes; code to be completed loses its start.
+        metric: how an answer is scored.
+        compare: "first-letter" scores only the letter chosen, for answers that go on to explain.
+    """
+
+    name: str
+    version: int = 1
+    kind: str = "own"
+    dataset: str = ""
+    instruction: str = ""
+    labels: tuple[str, ...] = ()
+    options: bool = True
+    frame: bool = True
+    text_head: tuple[str, ...] = ()
+    text_tail: tuple[str, ...] = ()
+    cut: Cut = "end"
+    metric: Metric = "accuracy"
+    compare: Compare = "exact"
+    columns: Columns | None = None
+    hub: Hub | None = None
+    title: str = ""
+    source: str = "unknown"
+    licence: str = "unknown"
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if twice:
+            raise TaskError(
+                f"task {self.name!r} lists the label {twice[0]!r} twice",
+                hint="list each label once",
+            )
+        if any(not label.strip() for label in self.labels):
+            raise TaskError(
+                f"task {self.name!r} has an empty label", hint="give every label a text"
+            )
+
+    @property
+    def is_classification(self) -> bool:
+        return bool(self.labels)
+
+    @property
+    def header(self) -> str:
+        """The published header, which names the data set and so gives the task away."""
+        return f"Task:{self.kind}\nDataset:{self.dataset or self.name}\n"
+
+
+def spec_from(document: Mapping[str, Any], where: Path) -> TaskSpec:
+    """The task a mapping describes; `where` is what an error names.
+
+    Raises:
+        TaskError: an unknown key, a value of the wrong kind, or an empty label set.
+    """
+    if "labels" in document and not document["labels"]:
+        raise TaskError(
+            f"{where} gives an empty label set",
+            hint="list the labels, or leave `labels` away to have them found in the rows",
+        )
+    try:
+        return _adapter().validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise TaskError(
+            f"{where}: {key}: {first['msg']}",
+            hint="keys are " + ", ".join(field.name for field in fields(TaskSpec)),
+        ) from error
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[TaskSpec]:
+    return TypeAdapter(TaskSpec)
+
+
+def read_spec(path: Path, *, defaults: Mapping[str, Any] | None = None) -> TaskSpec:
+    """Reads a task's YAML; `defaults` fill the keys it leaves out.
+
+    Raises:
+        TaskError: not YAML, an unknown key, a value of the wrong kind, or an empty label set.
+    """
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        raise TaskError(f"{path} is not YAML{line}", hint="check its indentation") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"cannot read {path}: {error}", hint="check the file") from error
+    if not isinstance(document, dict):
+        raise TaskError(
+            f"{path} does not describe a task: it holds no keys",
+            hint="write lines such as `instruction: ...` and `labels: [a, b]`",
+        )
+    return spec_from({**(defaults or {}), **document}, path)
+
+
+def builtin_names() -> tuple[str, ...]:
+    """Names of the tasks described in `specs/`, sorted."""
+    return tuple(sorted(_builtin_paths()))
+
+
+def builtin_spec(name: str) -> TaskSpec | None:
+    """The built-in task of that name, upper and lower case and punctuation aside, or None."""
+    path = {_plain(known): path for known, path in _builtin_paths().items()}.get(_plain(name))
+    return _read_builtin(path) if path else None
+
+
+def near_names(name: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Up to three known names that look like `name`, nearest first."""
+    plain = {_plain(one): one for one in known}
+    return tuple(plain[one] for one in difflib.get_close_matches(_plain(name), plain, n=3))
+
+
+def unknown_task(name: str, known: Iterable[str]) -> TaskError:
+    near = near_names(name, known)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return TaskError(
+        f"no task is called {name!r}",
+        hint=hint + "`ella tasks ls` lists the built-in ones; a folder of your own is a path",
+    )
+
+
+@functools.cache
+def _builtin_paths() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(_SPECS.glob("*.yaml"))}
+
+
+@functools.cache
+def _read_builtin(path: Path) -> TaskSpec:
+    return read_spec(path)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML in which True, no and 1.0 stay the texts they are: labels are texts."""
+
+
+def _keep_text(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+    return str(loader.construct_scalar(cast(yaml.ScalarNode, node)))
+
+
+for _tag in ("timestamp", "bool", "int", "float"):
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _keep_text)
