@@ -152,7 +152,7 @@ def read_adapter(path: Path) -> Adapter:
         )
     file = TensorFile.open(path / _WEIGHTS, AdapterError)
     factors, left_out = _pair(file, path)
-    names = sorted(factors, key=_layers_in_order)
+    names = sorted(factors, key=layers_in_order)
     sources = {name: _source(name, factors[name], settings, file) for name in names}
     manifest = _manifest(path)
     return Adapter(
@@ -245,7 +245,7 @@ def _shown(entry: Entry) -> str:
     return f"{entry.dtype} {list(entry.shape)}"
 
 
-def _layers_in_order(name: str) -> tuple[tuple[int, str], ...]:
+def layers_in_order(name: str) -> tuple[tuple[int, str], ...]:
     """Sorts `layers.2` before `layers.10`."""
     parts = name.split(".")
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in parts)

@@ -1,0 +1,135 @@
+"""The past of a task sequence: one object over two exact representations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from ella_cli.adapter import Adapter, Layer
+from ella_cli.adapter.tensor_file import TensorFile
+from ella_cli.errors import PastError
+from ella_cli.kernels import Factors
+from ella_cli.past.dense import DenseStore
+from ella_cli.past.factored import Block, FactoredStore, factored_store
+from ella_cli.past.record import Base, BlockRecord, Energy, EnergyKind, PastTask, Record, Store
+from ella_cli.past.record import read_record as _read_record
+from ella_cli.past.task import base_of, block_record, task_of
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """W_past = Σ ΔW_i and its energy, per module; tensors are read when asked for.
+
+    A module that no task adapted is not in `names`. ΔW is (out, in) throughout; only folding into
+    weights turns it (`layer` says what it is added to).
+    """
+
+    record: Record
+    path: Path | None  # None for one that only adapters hold
+    contents: FactoredStore | DenseStore = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        adapters: Sequence[Adapter],
+        *,
+        energy: Energy = "sum",
+        last: int | None = None,
+        decay: float | None = None,
+    ) -> Past:
+        """The past of adapters that lie on disk, oldest first, without writing a file.
+
+        Raises:
+            ShapeError: two adapters disagree about a module's shape.
+            NonFiniteError: a factor holds NaN or infinity.
+        """
+        kind = EnergyKind(energy, last, decay)
+        record = Record(
+            store="factored",
+            energy=kind,
+            base=base_of(adapters),
+            tasks=tuple(task_of(adapter) for adapter in adapters),
+            blocks=tuple(block_record(adapter) for adapter in adapters),
+        )
+        blocks = [Block(adapter.file, adapter.sources) for adapter in adapters]
+        return cls(record.sealed(), None, FactoredStore(blocks, kind))
+
+    @property
+    def store(self) -> Store:
+        return self.record.store
+
+    @property
+    def energy(self) -> Energy:
+        return self.record.energy.kind
+
+    @property
+    def base(self) -> Base:
+        return self.record.base
+
+    @property
+    def tasks(self) -> tuple[PastTask, ...]:
+        return self.record.tasks
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modules, layers in order."""
+        return self.contents.names
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, over contents and kind of energy."""
+        return self.record.digest
+
+    def shape(self, name: str) -> tuple[int, int]:
+        return self.contents.shape(name)
+
+    def layer(self, name: str) -> Layer:
+        return self.contents.layer(name)
+
+    def operand(self, name: str) -> Tensor | Factors:
+        """What `kernels.penalty` takes as the past of one module.
+
+        Returns:
+            Factors in f32, or a matrix (M, N): a view of the file, f32 or bf16, or E in f32.
+
+        Raises:
+            PastError: the file is damaged.
+        """
+        return self.contents.operand(name)
+
+    def delta(self, name: str) -> Tensor:
+        """The signed sum Σ ΔW_i of all tasks, (M, N) f32: what is folded into the weights.
+
+        Raises:
+            PastError: the file is damaged.
+        """
+        return self.contents.delta(name)
+
+    def verify(self) -> None:
+        """Reads everything once.
+
+        Raises:
+            PastError: a tensor is not what its checksum says.
+        """
+        self.contents.verify()
+
+
+def read_past(path: Path) -> Past:
+    """Opens a W_past file: its header is checked now, each tensor's checksum at its first use.
+
+    Raises:
+        PastError: missing, damaged, of a later version, or no past at all.
+    """
+    if not path.is_file():
+        raise PastError(
+            f"there is no W_past file {path}",
+            hint="make one with `ella accumulate ADAPTER... --past FILE`",
+        )
+    file = TensorFile.open(path, PastError)
+    record = _read_record(file.metadata, path)
+    if record.store == "factored":
+        return Past(record, path, factored_store(file, record))
+    return Past(record, path, DenseStore(file, record))

@@ -1,0 +1,189 @@
+"""What a W_past file says about itself, as the JSON text in its header (docs/file-formats.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ella_cli.adapter import Layer
+from ella_cli.errors import PastError
+
+Store = Literal["factored", "dense"]
+Energy = Literal["sum", "abs", "rss"]
+
+METADATA_KEY = "ella_past"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model whose weights the past is added to; empty where the adapters did not know."""
+
+    model: str = ""
+    fingerprint: str = ""
+    task_type: str | None = None
+    fan_in_fan_out: bool = False
+
+
+@dataclass(frozen=True)
+class PastTask:
+    """One task's part of the past.
+
+    Attributes:
+        digest: the adapter's (SHA-256 over factors and scales).
+        lam: the λ it was trained with; None for a foreign adapter.
+        update_norm: ‖ΔW‖_F over all modules, as added.
+        rank: the largest of its modules.
+        scale: of the module with the largest rank.
+        date: of the addition, UTC, ISO 8601.
+        folder: where the adapter lay, seen from the past's own folder.
+        shrink: the λ of ΔW / (1 + λ E²), where that was added instead of ΔW.
+    """
+
+    name: str
+    digest: str
+    update_norm: float
+    rank: int
+    scale: float
+    date: str
+    lam: Annotated[float | None, Field(alias="lambda")] = None
+    folder: str = ""
+    shrink: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name) > 500:
+            raise ValueError("a task has no usable name")
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """The factors of one task, or of several after compaction.
+
+    Attributes:
+        tasks: how many of the past's tasks, in order, it holds.
+        digest: as an adapter's, over the block's factors and scales.
+        scale: of every module that `scales` does not name.
+    """
+
+    tasks: int
+    digest: str
+    scale: float = 1.0
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tasks < 1 or not all(map(math.isfinite, (self.scale, *self.scales.values()))):
+            raise ValueError("a block holds no task, or its scale is not finite")
+
+
+@dataclass(frozen=True)
+class EnergyKind:
+    """E per coordinate, from the updates ΔW_i, oldest first, of T tasks (METHOD §6).
+
+    `sum` |Σ wᵢ ΔWᵢ|, `abs` Σ wᵢ|ΔWᵢ|, `rss` sqrt(Σ wᵢ² ΔWᵢ²); wᵢ = decay^(T − i), and 0 for all
+    but the last K tasks. The weights act on the energy only: every task stays in the sum that is
+    added to the model.
+    """
+
+    kind: Energy = "sum"
+    last: int | None = None
+    decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.last is not None and self.last < 1:
+            raise ValueError("last is not a positive number of tasks")
+        if self.decay is not None and not 0 < self.decay <= 1:
+            raise ValueError("decay is not in (0, 1]")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the energy is |W_past| itself, so that one matrix says both."""
+        return self.kind == "sum" and self.last is None and self.decay is None
+
+    def weights(self, tasks: int) -> tuple[float, ...]:
+        """One a task, oldest first."""
+        decay = 1.0 if self.decay is None else self.decay
+        last = tasks if self.last is None else self.last
+        return tuple(decay ** (tasks - 1 - i) if tasks - i <= last else 0.0 for i in range(tasks))
+
+
+@dataclass(frozen=True)
+class Record:
+    """The whole of it.
+
+    Attributes:
+        layers: modules that are not plain matrices.
+        blocks: of a factored store, in the order of the tasks.
+        checksums: of a dense store, tensor name -> SHA-256 of its bytes.
+        digest: SHA-256 over store, energy and the digests of blocks or tensors.
+    """
+
+    store: Store
+    energy: EnergyKind
+    base: Base
+    tasks: tuple[PastTask, ...]
+    version: int = VERSION
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+    blocks: tuple[BlockRecord, ...] = ()
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if self.store == "factored" and sum(b.tasks for b in self.blocks) != len(self.tasks):
+            raise ValueError("its blocks do not hold its tasks")
+
+    def sealed(self) -> Record:
+        """The same with its digest."""
+        contents: Sequence[object] = (
+            [block.digest for block in self.blocks]
+            if self.store == "factored"
+            else sorted(self.checksums.items())
+        )
+        energy = [self.energy.kind, self.energy.last, self.energy.decay]
+        text = json.dumps([self.store, energy, contents], separators=(",", ":"))
+        return replace(self, digest=hashlib.sha256(text.encode()).hexdigest())
+
+    def metadata(self) -> dict[str, str]:
+        text = _RECORD.dump_json(self, by_alias=True).decode()
+        return {"format": "pt", METADATA_KEY: text}
+
+
+_RECORD = TypeAdapter(Record)
+
+
+def read_record(metadata: Mapping[str, str], where: object) -> Record:
+    """
+    Raises:
+        PastError: no past, a later version, or a record that contradicts itself.
+    """
+    text = metadata.get(METADATA_KEY)
+    if text is None:
+        raise PastError(
+            f"{where} is no W_past file: its header has no {METADATA_KEY}",
+            hint="make one with `ella accumulate ADAPTER... --past FILE`",
+        )
+    try:
+        record = _RECORD.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "record"
+        raise PastError(
+            f"{where} has a damaged record: {place}: {first['msg']}",
+            hint="it was changed by hand; restore it, or accumulate the adapters again",
+        ) from error
+    if record.version != VERSION:
+        raise PastError(
+            f"{where} is a W_past file of version {record.version}; this ella reads {VERSION}",
+            hint="update ella",
+        )
+    if record.sealed().digest != record.digest:
+        raise PastError(
+            f"{where}: its digest {record.digest[:12]}… does not match its record",
+            hint="the file is damaged; restore it, or accumulate the adapters again",
+        )
+    return record

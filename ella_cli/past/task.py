@@ -1,0 +1,92 @@
+"""What an adapter brings into the record of a past."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ella_cli.adapter import Adapter
+from ella_cli.errors import NonFiniteError
+from ella_cli.past.record import Base, BlockRecord, PastTask
+
+
+def task_of(adapter: Adapter, *, past: Path | None = None, shrink: float | None = None) -> PastTask:
+    """The entry of one adapter, measured and hashed.
+
+    Args:
+        adapter: what is added.
+        past: the file it is added to; the adapter's folder is noted as seen from there.
+        shrink: the λ by which it is shrunk first; its norm is then known only when it is added.
+
+    Raises:
+        NonFiniteError: a factor holds NaN or infinity.
+    """
+    widest = max(adapter.names, key=adapter.rank)
+    lam = (adapter.manifest or {}).get("lambda")
+    return PastTask(
+        name=adapter.task,
+        digest=adapter.digest,
+        update_norm=_norm(adapter),
+        rank=adapter.rank(widest),
+        scale=adapter.sources[widest].scale,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        lam=float(lam) if isinstance(lam, int | float) and math.isfinite(lam) else None,
+        folder="" if past is None else _seen_from(past, adapter.path),
+        shrink=shrink,
+    )
+
+
+def base_of(adapters: Sequence[Adapter]) -> Base:
+    """The first base model that an adapter names, with the first fingerprint."""
+    bases = [_base(adapter) for adapter in adapters]
+    return Base(
+        model=next((base.model for base in bases if base.model), ""),
+        fingerprint=next((base.fingerprint for base in bases if base.fingerprint), ""),
+        task_type=next((base.task_type for base in bases if base.task_type), None),
+        fan_in_fan_out=any(base.fan_in_fan_out for base in bases),
+    )
+
+
+def block_record(adapter: Adapter) -> BlockRecord:
+    scales = {name: source.scale for name, source in adapter.sources.items()}
+    usual = Counter(scales.values()).most_common(1)[0][0]
+    others = {name: scale for name, scale in scales.items() if scale != usual}
+    return BlockRecord(1, adapter.digest, usual, others)
+
+
+def _base(adapter: Adapter) -> Base:
+    manifest: Mapping[str, Any] = adapter.manifest or {}
+    base = manifest.get("base")
+    known = base if isinstance(base, dict) else {}
+    return Base(
+        model=str(known.get("model") or adapter.base_model),
+        fingerprint=str(known.get("fingerprint") or ""),
+        task_type=adapter.task_type,
+        fan_in_fan_out=adapter.fan_in_fan_out,
+    )
+
+
+def _norm(adapter: Adapter) -> float:
+    squares = []
+    for name in adapter.names:
+        norm = adapter.update(name).norm
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"{adapter.path}: the update of {name} is not finite",
+                hint="its training diverged; train it again with a lower learning rate",
+            )
+        squares.append(norm**2)
+    return math.sqrt(math.fsum(squares))
+
+
+def _seen_from(past: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(folder.resolve(), past.parent.resolve())).as_posix()
+    except ValueError:
+        # Another drive on Windows.
+        return folder.resolve().as_posix()
