@@ -13,7 +13,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ella_cli.cli.evaluate import evaluate
 from ella_cli.cli.report import report
+from ella_cli.cli.run import run
+from ella_cli.cli.tasks import tasks
+from ella_cli.cli.train import train
 from ella_cli.errors import EllaError
 
 app = typer.Typer(
@@ -26,7 +30,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(train)
+app.command()(evaluate)
+app.command("eval", hidden=True)(evaluate)
+app.command()(run)
 app.command()(report)
+app.add_typer(tasks, name="tasks")
 
 
 def main() -> None:
@@ -44,3 +53,6 @@ def main() -> None:
         if error.hint:
             stderr.print(f"[dim]next:[/]  {escape(error.hint)}")
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; the same command goes on from the last finished step\n")
+        sys.exit(130)

@@ -133,7 +133,7 @@ def split_file(folder: Path, split: str) -> Path:
         raise TaskError(
             f"{folder} has no {split} file (train and test as .csv, .tsv, .json or .jsonl); "
             f"there is {', '.join(there) or 'no such file'}",
-            hint="move about a tenth of the rows into a test file, to score on rows never trained on"
+            hint="move a tenth of the rows into a test file, to score on rows never trained on"
             if split == "test"
             else "name the file to learn from train.csv or train.jsonl",
         )

@@ -16,6 +16,9 @@ from ella_cli.tasks.spec import Hub, TaskSpec
 _TRAIN_PER_LABEL = 1000
 _MOST_TRAIN = 20_000
 _MOST_TEST = 7600
+# Values outside the map are dropped as in local files; more of them means another coding of the
+# labels, which must not be taken for this one.
+_MOST_STRAY = 0.1
 
 
 class _Table(Protocol):
@@ -62,6 +65,13 @@ def _rows(
         )
     answers = [_label(hub, value) for value in table[hub.answer]]
     chosen = [index for index, answer in enumerate(answers) if answer is not None]
+    if len(chosen) < (1 - _MOST_STRAY) * len(answers):
+        strange = next(value for value in table[hub.answer] if _label(hub, value) is None)
+        raise TaskError(
+            f"{hub.dataset} ({split}): {len(answers) - len(chosen)} of {len(answers)} rows have a "
+            f"label outside the task's, first {strange!r}",
+            hint="the hub's copy is not the one expected; use local files with --data",
+        )
     for name, wanted in (hub.where or {}).items():
         column = table[name]
         chosen = [index for index in chosen if str(column[index]) == wanted]
