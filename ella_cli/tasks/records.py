@@ -103,7 +103,7 @@ def _csv_records(path: Path, text: str, delimiter: str | None) -> Iterator[Recor
         header = [name.strip() for name in next(reader, [])]
         if len(header) < 2:
             raise TaskError(
-                f"{path} has {len(header)} column, so no answers",
+                f"{path} has no second column, so no answers",
                 hint="its first line names the columns, such as `text,label`",
             )
         for values in reader:

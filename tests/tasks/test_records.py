@@ -1,0 +1,96 @@
+"""Files of examples: what is read, and what a broken one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ella_cli.errors import TaskError
+from ella_cli.tasks.records import read_records
+
+
+def _read(tmp_path: Path, name: str, content: str | bytes) -> list[dict[str, object]]:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return [dict(record.fields) for record in read_records(path)]
+
+
+WANTED = [{"sentence": "a", "label": "x"}, {"sentence": "b, c", "label": "y"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.jsonl", '{"sentence": "a", "label": "x"}\n\n{"sentence": "b, c", "label": "y"}\n'),
+        ("t.json", '[{"sentence": "a", "label": "x"}, {"sentence": "b, c", "label": "y"}]'),
+        (
+            "t.json",
+            '{"Definition": ["d"], "Positive Examples": [], "Negative Examples": [], '
+            '"Instances": [{"sentence": "a", "label": "x"}, {"sentence": "b, c", "label": "y"}]}',
+        ),
+        ("t.json", '{"sentence": "a", "label": "x"}\n{"sentence": "b, c", "label": "y"}\n'),
+        ("t.csv", 'sentence,label\na,x\n"b, c",y\n'),
+        ("t.csv", "\ufeffsentence;label\r\na;x\r\nb, c;y\r\n"),
+        ("t.tsv", "sentence\tlabel\na\tx\nb, c\ty\n"),
+    ],
+)
+def test_all_formats_give_the_same_records(tmp_path: Path, name: str, content: str) -> None:
+    assert _read(tmp_path, name, content) == WANTED
+
+
+def test_a_quoted_field_may_hold_quotes_commas_and_line_ends(tmp_path: Path) -> None:
+    assert _read(tmp_path, "t.csv", 'text,label\n"a ""b"",\nc",x\n') == [
+        {"text": 'a "b",\nc', "label": "x"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.jsonl", '{"a": 1}\n{"a": \n', "line 2: not JSON"),
+        ("t.jsonl", '{"a": 1}\n[1, 2]\n', "line 2: [1, 2] is not an object"),
+        ("t.jsonl", "\n\n", "holds no rows"),
+        ("t.json", "", "holds no rows"),
+        ("t.json", "[]", "holds no rows"),
+        ("t.json", '[{"a": 1},\n {"a" 2}]', "line 2: not JSON"),
+        ("t.json", '{"x": 1}', "holds one object, with keys 'x'"),
+        ("t.json", "3", "holds 3"),
+        ("t.csv", "text,label\n", "holds no rows"),
+        ("t.csv", "", "no second column"),
+        ("t.csv", "text\na\n", "no second column"),
+        ("t.csv", "text,label\na,x\nb, c,y\n", "line 3: 3 fields under 2 columns"),
+        ("t.csv", 'text,label\na,"x\n', "line 2: "),
+        ("t.csv", b"text,label\n\xe4,x\n", "not UTF-8"),
+    ],
+)
+def test_a_broken_file_says_which_line(
+    tmp_path: Path, name: str, content: str | bytes, words: str
+) -> None:
+    with pytest.raises(TaskError) as caught:
+        _read(tmp_path, name, content)
+    assert words in caught.value.message
+    assert name in caught.value.message
+    assert caught.value.hint
+
+
+@given(st.lists(st.tuples(st.text(min_size=1, max_size=9), st.text(min_size=1, max_size=9)),
+                min_size=1, max_size=4))  # fmt: skip
+def test_csv_gives_back_whatever_texts_were_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+) -> None:
+    import csv
+
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    rows = [(_writable(text), _writable(label)) for text, label in rows]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("text", "label"), *rows])
+    read = [(record.fields["text"], record.fields["label"]) for record in read_records(path)]
+    assert read == rows
+
+
+def _writable(text: str) -> str:
+    """Without lone surrogates, which UTF-8 cannot write, and bare carriage returns and NUL."""
+    return text.encode("utf-8", "ignore").decode().replace("\r", "").replace("\0", "") or "x"
