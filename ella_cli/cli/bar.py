@@ -1,0 +1,59 @@
+"""Progress as a bar on stderr: what runs, how far it is, how it goes, how long it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+
+from ella_cli.cli.output import Output
+from ella_cli.progress import SILENCE, Advance, Progress
+
+
+class Bars:
+    """One bar at a time; a finished one stays on the screen as a line."""
+
+    def __init__(self, display: RichProgress) -> None:
+        self._display = display
+        self._current: TaskID | None = None
+
+    def begin(self, what: str, total: int) -> Advance:
+        if self._current is not None:
+            self._display.stop_task(self._current)
+        bar = self._current = self._display.add_task(what, total=total, words="")
+
+        def advance(done: int, words: str) -> None:
+            self._display.update(bar, advance=done, words=escape(words))
+
+        return advance
+
+    def note(self, words: str) -> None:
+        self._display.console.print(f"[dim]{escape(words)}[/]")
+
+
+@contextmanager
+def showing_progress(output: Output) -> Iterator[Progress]:
+    """Bars while the block runs; nothing under --quiet."""
+    if output.quiet:
+        yield SILENCE
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    with RichProgress(*columns, console=output.stderr) as display:
+        yield Bars(display)

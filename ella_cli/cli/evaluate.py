@@ -1,0 +1,79 @@
+"""`ella evaluate`, also `ella eval`: every stage on every task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ella_cli.cli.options import takes_settings
+from ella_cli.cli.output import JsonOption, Output, QuietOption, VerboseOption
+from ella_cli.cli.run import SingleOption
+from ella_cli.config import EvaluateSettings
+from ella_cli.errors import SettingsError
+
+
+@takes_settings(EvaluateSettings)
+def evaluate(
+    *,
+    settings: EvaluateSettings,
+    order: Annotated[
+        str | None,
+        typer.Option("--order", help="1 to 6, trace, demo, or task names joined by commas."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Score the stages of this run's folder.")
+    ] = None,
+    adapters: Annotated[
+        list[Path] | None,
+        typer.Option("--adapters", help="Score the sums of these adapters, in order."),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", "-o", help="Where scores of --adapters go."),
+    ] = None,
+    single: SingleOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Score every stage on every task of an order; goes on where it stopped.
+
+    With --run, model, data and decoding are the run's own unless a flag says otherwise. With
+    --adapters, stage j is the base plus the first j of them.
+
+    [bold]Examples[/]
+
+      ella eval --run runs/o1
+
+      ella eval --order 4 --run runs/o4 --decode rank
+
+      ella eval --order dbpedia,amazon --adapters a1 --adapters a2 --data data -o scores
+    """
+    from ella_cli.cli.bar import showing_progress
+    from ella_cli.report import matrix_table
+    from ella_cli.report.results import read_run
+    from ella_cli.sequence import evaluate_adapters, evaluate_run
+
+    output = Output(as_json, quiet, verbose)
+    if (run is None) == (not adapters):
+        raise SettingsError(
+            "ella evaluate needs what to score",
+            hint="either --run FOLDER, or --adapters FOLDER (again for each) with --order",
+        )
+    with showing_progress(output) as progress:
+        if run is not None:
+            document = evaluate_run(run, settings, order=order, single=single, progress=progress)
+            folder = run
+        else:
+            if order is None or output_dir is None:
+                raise SettingsError(
+                    "--adapters needs --order and --output-dir",
+                    hint="--order names the tasks, in the order of the adapters",
+                )
+            document = evaluate_adapters(
+                adapters or [], order, settings, output_dir, single=single, progress=progress
+            )
+            folder = output_dir
+    output.result(document, matrix_table(read_run(folder)))

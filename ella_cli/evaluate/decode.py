@@ -1,0 +1,175 @@
+"""What a model answers to prompts: greedily generated, or the likeliest of a set of labels.
+
+Ranking reads each prompt once. For a decoder all labels stand side by side behind the prompt in
+one sequence, and a mask lets each label see the prompt and itself only; their positions all start
+where the prompt ends. For an encoder-decoder the encoder runs once and its output serves all
+labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from ella_cli.model.base import Base
+from ella_cli.tasks.batches import IGNORED, Collator, Encoder, pad_left, pad_right
+
+Answered = Callable[[int], None]  # told how many rows were just answered
+
+# Tokens beyond the longest label: room for punctuation that exact match forgives.
+_SPARE_TOKENS = 4
+
+
+def generate_answers(
+    base: Base,
+    encoder: Encoder,
+    prompts: Sequence[Sequence[int]],
+    labels: Sequence[str],
+    *,
+    batch_size: int,
+    answered: Answered,
+) -> list[str]:
+    """Greedy answers, stripped. With labels, an answer longer than any label is cut short.
+
+    Args:
+        prompts: token ids from `Encoder.prompt`.
+        labels: the label set, empty for free text.
+        answered: called after each batch with its number of rows.
+    """
+    length = encoder.max_target
+    if labels:
+        length = min(length, max(len(encoder.answer(label)) for label in labels) + _SPARE_TOKENS)
+    tokenizer, answers = base.tokenizer, [""] * len(prompts)
+    for indices in _by_length(prompts, batch_size):
+        batch = _padded(base, [prompts[i] for i in indices])
+        # generate() counts positions itself.
+        batch.pop("position_ids", None)
+        with torch.inference_mode():
+            out = base.model.generate(  # type: ignore[operator]
+                **batch,
+                max_new_tokens=length,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        new = out[:, batch["input_ids"].shape[1] :] if base.kind == "decoder" else out
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        for i, text in zip(indices, texts, strict=True):
+            answers[i] = text.strip()
+        answered(len(indices))
+    return answers
+
+
+def rank_labels(
+    base: Base,
+    encoder: Encoder,
+    prompts: Sequence[Sequence[int]],
+    labels: Sequence[str],
+    *,
+    batch_size: int,
+    answered: Answered,
+) -> list[str]:
+    """The label with the highest log-likelihood, its end token included; first of equals.
+
+    Args:
+        prompts: token ids from `Encoder.prompt`.
+        labels: the label set, at least one.
+        answered: called after each batch with its number of rows.
+    """
+    targets = [encoder.answer(label) for label in labels]
+    likelihoods = _decoder_likelihoods if base.kind == "decoder" else _encdec_likelihoods
+    answers = [""] * len(prompts)
+    for indices in _by_length(prompts, batch_size):
+        with torch.inference_mode():
+            scores = likelihoods(base, [prompts[i] for i in indices], targets)  # (S, labels)
+        for i, best in zip(indices, scores.argmax(dim=1).tolist(), strict=True):
+            answers[i] = labels[best]
+        answered(len(indices))
+    return answers
+
+
+def _by_length(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of like length, longest first: what runs out of memory does so at once."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _padded(base: Base, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    pad = base.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    batch = pad_left(prompts, pad) if base.kind == "decoder" else pad_right(prompts, pad)
+    return {name: tensor.to(base.device) for name, tensor in batch.items()}
+
+
+def _decoder_likelihoods(
+    base: Base, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+) -> Tensor:
+    """Log-likelihoods of targets, nats, (S, labels) f32, in one forward pass."""
+    batch = _padded(base, prompts)
+    mask = batch["attention_mask"]  # (S, L)
+    device = mask.device
+    # The last token of a target is predicted, never read.
+    owner = [i for i, target in enumerate(targets) for _ in target[:-1]]
+    depth = [d for target in targets for d in range(len(target) - 1)]
+    read = torch.tensor([t for target in targets for t in target[:-1]], device=device)  # (T,)
+    own = torch.tensor(owner, device=device)  # (T,)
+    place = torch.tensor(depth, device=device)  # (T,)
+    size, length, block = mask.shape[0], mask.shape[1], len(owner)
+
+    seen = torch.zeros(size, length + block, length + block, dtype=torch.bool, device=device)
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    seen[:, :length, :length] = causal & mask[:, None, :].bool()
+    seen[:, length:, :length] = mask[:, None, :].bool()
+    seen[:, length:, length:] = (own[:, None] == own) & (place[:, None] >= place)
+    lowest = torch.finfo(base.model.dtype).min
+    bias = torch.zeros(seen.shape, dtype=base.model.dtype, device=device)  # (S, L+T, L+T)
+    bias.masked_fill_(~seen, lowest)
+
+    ends = batch["position_ids"][:, -1:] + 1  # (S, 1)
+    logits = base.model(
+        input_ids=torch.cat([batch["input_ids"], read.expand(size, -1)], dim=1),
+        position_ids=torch.cat([batch["position_ids"], ends + place], dim=1),
+        attention_mask=bias[:, None],
+        logits_to_keep=block + 1,
+        use_cache=False,
+    ).logits.float()  # (S, 1 + T, V)
+    scores, start = [], 1
+    for target in targets:
+        # The prompt's last position predicts the first token, each token read the next.
+        where = [0, *range(start, start + len(target) - 1)]
+        start += len(target) - 1
+        chosen = logits[:, where].log_softmax(dim=-1)  # (S, L_target, V)
+        wanted = torch.tensor(target, device=device).expand(size, -1)[..., None]
+        scores.append(chosen.gather(2, wanted).sum(dim=(1, 2)))
+    return torch.stack(scores, dim=1)
+
+
+def _encdec_likelihoods(
+    base: Base, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+) -> Tensor:
+    """Log-likelihoods of targets, nats, (S, labels) f32; the encoder runs once."""
+    batch = _padded(base, prompts)
+    size, count = len(prompts), len(targets)
+    states = base.model.get_encoder()(**batch).last_hidden_state  # (S, L, hidden)
+    start, pad = base.model.config.decoder_start_token_id, base.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    rows = [{"input_ids": [pad], "labels": list(target)} for target in targets]
+    block = Collator(pad, base.kind, pad if start is None else start)(rows)
+    labels = block["labels"].to(base.device).repeat(size, 1)  # (S · labels, L)
+    logits = base.model(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(count, dim=0)),
+        attention_mask=batch["attention_mask"].repeat_interleave(count, dim=0),
+        decoder_input_ids=block["decoder_input_ids"].to(base.device).repeat(size, 1),
+    ).logits.float()  # (S · labels, L, V)
+    losses = torch.nn.functional.cross_entropy(
+        logits.mT, labels, ignore_index=IGNORED, reduction="none"
+    )  # (S · labels, L)
+    return -losses.sum(dim=1).view(size, count)

@@ -1,0 +1,194 @@
+"""Every stage on every task, a file a cell: what is there and still true is not computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ella_cli import files
+from ella_cli.adapter import Adapter
+from ella_cli.config import EvalFields, EvaluateSettings
+from ella_cli.evaluate.decode import generate_answers, rank_labels
+from ella_cli.kernels import add_update
+from ella_cli.model.base import Base
+from ella_cli.model.fold import Fold
+from ella_cli.progress import SILENCE, Progress
+from ella_cli.tasks import Task, build_prompt, score_rows
+from ella_cli.tasks.batches import Encoder
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The model at one point of a sequence: the base plus the sum of these adapters' updates.
+
+    Attributes:
+        name: names its folder of scores, such as 02-amazon, or base.
+        tasks: indices of the tasks it is scored on; None for all.
+    """
+
+    name: str
+    adapters: tuple[Adapter, ...] = ()
+    tasks: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One stage's answers on one task.
+
+    Attributes:
+        score: mean of `rows`, in [0, 1].
+        rows: one value a test row, in [0, 1].
+        predictions: the answers, in row order.
+    """
+
+    score: float
+    rows: tuple[float, ...]
+    predictions: tuple[str, ...]
+
+
+def evaluate_grid(
+    load: Callable[[], Base],
+    fingerprint: str | None,
+    stages: Sequence[Stage],
+    tasks: Sequence[Task],
+    settings: EvaluateSettings,
+    folder: Path,
+    *,
+    progress: Progress = SILENCE,
+) -> list[list[Cell | None]]:
+    """Scores of each stage (outer) on each task (inner); None where a stage is not scored.
+
+    Args:
+        load: gives the base model; called only if a cell is missing.
+        fingerprint: the base's, if known without loading it.
+        folder: holds `STAGE/TASK.json`; cells there are used again if model, adapters, rows and
+            decoding are the same.
+
+    Raises:
+        StorageError: a cell cannot be read or written.
+    """
+    if fingerprint is None:
+        fingerprint = load().fingerprint
+    grid: list[list[Cell | None]] = []
+    for stage in stages:
+        chosen = range(len(tasks)) if stage.tasks is None else stage.tasks
+        keys = {i: _key(fingerprint, stage, tasks[i], settings) for i in chosen}
+        paths = {i: folder / stage.name / f"{tasks[i].spec.name}.json" for i in chosen}
+        row: list[Cell | None] = [
+            _finished(paths[i], keys[i]) if i in keys else None for i in range(len(tasks))
+        ]
+        missing = [i for i in chosen if row[i] is None]
+        if missing:
+            base = load()
+            with Fold(base.model) as fold:
+                fold.set(_names(stage), lambda name, stage=stage: _delta(stage, name))  # type: ignore[misc]
+                for i in missing:
+                    started = time.monotonic()
+                    cell = score_task(base, tasks[i], settings, stage.name, progress)
+                    row[i] = cell
+                    seconds = round(time.monotonic() - started, 2)
+                    document = _document(cell, stage, tasks[i], settings, keys[i], seconds)
+                    files.write_json(paths[i], document)
+        grid.append(row)
+    return grid
+
+
+def score_task(
+    base: Base,
+    task: Task,
+    settings: EvaluateSettings,
+    stage: str = "base",
+    progress: Progress = SILENCE,
+) -> Cell:
+    """The answers of the model as it stands to the test rows of `task`, and their scores."""
+    encoder = Encoder(
+        base.tokenizer, base.kind, settings.max_source_length, settings.max_target_length
+    )
+    prompts = [
+        encoder.prompt(build_prompt(task.spec, row, header=settings.header)) for row in task.test
+    ]
+    advance = progress.begin(f"score {stage} on {task.spec.name}", len(prompts))
+    # Free text has no set of labels to rank.
+    ranked = settings.decode == "rank" and task.spec.labels
+    answer = rank_labels if ranked else generate_answers
+    predictions = answer(
+        base,
+        encoder,
+        prompts,
+        task.spec.labels,
+        batch_size=settings.per_device_eval_batch_size,
+        answered=lambda count: advance(count, ""),
+    )
+    rows = score_rows(task.spec, predictions, task.test)
+    return Cell(fmean(rows), tuple(rows), tuple(predictions))
+
+
+def evaluation_of(settings: EvalFields) -> EvaluateSettings:
+    """The evaluation's part of a run's settings."""
+    kept = set(EvaluateSettings.model_fields)
+    return EvaluateSettings(**settings.model_dump(include=kept))
+
+
+def _names(stage: Stage) -> list[str]:
+    return list(dict.fromkeys(name for adapter in stage.adapters for name in adapter.names))
+
+
+def _delta(stage: Stage, name: str) -> Tensor:
+    updates = [adapter.update(name) for adapter in stage.adapters if name in adapter.names]
+    shape = (updates[0].b.shape[0], updates[0].a.shape[1])
+    total = torch.zeros(shape)  # (M, N) f32
+    for update in updates:
+        add_update(total, update.b, update.a, update.scale)
+    return total
+
+
+def _key(fingerprint: str, stage: Stage, task: Task, settings: EvaluateSettings) -> str:
+    # Where the rows came from and how many fit a batch change nothing that is scored.
+    beside = {"data", "device", "per_device_eval_batch_size", "model"}
+    facts = [
+        FORMAT,
+        fingerprint,
+        [adapter.digest for adapter in stage.adapters],
+        task.fingerprint,
+        settings.model_dump(mode="json", exclude=beside),
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(path: Path, key: str) -> Cell | None:
+    if not path.is_file():
+        return None
+    document = files.read_json(path)
+    if document.get("key") != key:
+        return None
+    return Cell(document["score"], tuple(document["rows"]), tuple(document["predictions"]))
+
+
+def _document(
+    cell: Cell, stage: Stage, task: Task, settings: EvaluateSettings, key: str, seconds: float
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "stage": stage.name,
+        "adapters": [adapter.task for adapter in stage.adapters],
+        "task": task.spec.name,
+        "metric": task.spec.metric,
+        "decode": settings.decode,
+        "score": cell.score,
+        "rows": list(cell.rows),
+        "predictions": list(cell.predictions),
+        "answers": [row.answer for row in task.test],
+        "seconds": seconds,
+        "key": key,
+    }

@@ -1,0 +1,76 @@
+"""results.json: the accuracy matrix, its metrics and the rows behind it, as one document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ella_cli import files
+from ella_cli.accuracy import AccuracyMatrix
+from ella_cli.errors import SettingsError
+from ella_cli.evaluate.grid import Cell
+from ella_cli.tasks import Task
+
+FORMAT = 1
+
+Row = Sequence[Cell | None]
+
+
+def results_document(
+    tasks: Sequence[Task],
+    rows: Sequence[Row],
+    base: Row | None,
+    single: Mapping[str, float] | None,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything a run is judged by.
+
+    Args:
+        tasks: the K tasks in order.
+        rows: K rows of K cells; row j is after task j.
+        base: the untouched model's cells, None where it was not run.
+        single: score by task name of each task trained alone, for plasticity FWT.
+        facts: what the scores belong to: method, lambda, seed, decode, ...
+    """
+    order = tuple(task.spec.name for task in tasks)
+    matrix = AccuracyMatrix(
+        order=order,
+        matrix=tuple(_scores(row) for row in rows),
+        base=_scores(base) if base is not None else None,
+        single=tuple(single.get(name) for name in order) if single is not None else None,
+    )
+    stages = dict(zip(order, rows, strict=True)) | ({"base": base} if base is not None else {})
+    row_scores = {
+        stage: {name: list(cell.rows) for name, cell in zip(order, row, strict=True) if cell}
+        for stage, row in stages.items()
+    }
+    return {
+        "format": FORMAT,
+        **matrix.to_json(),
+        **facts,
+        "test_rows": {task.spec.name: len(task.test) for task in tasks},
+        "row_scores": row_scores,
+    }
+
+
+def single_scores(run: Path) -> dict[str, float]:
+    """Score by task of a finished `--method single` run: its diagonal.
+
+    Raises:
+        SettingsError: the run is of another method.
+        StorageError: it has no results yet.
+    """
+    document = files.read_json(run / "results.json")
+    if document.get("method") != "single":
+        raise SettingsError(
+            f"{run} is a run of {document.get('method')}, not of single",
+            hint="make one with `ella run --method single` on the same order and settings",
+        )
+    diagonal = [row[i] for i, row in enumerate(document["matrix"])]
+    pairs = zip(document["order"], diagonal, strict=True)
+    return {name: score for name, score in pairs if score is not None}
+
+
+def _scores(row: Row) -> tuple[float | None, ...]:
+    return tuple(cell.score if cell else None for cell in row)

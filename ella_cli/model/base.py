@@ -1,0 +1,132 @@
+"""A loaded base model with its tokenizer and the fingerprint by which adapters know it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ella_cli.errors import ModelError
+from ella_cli.model.source import resolve_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Kind = Literal["decoder", "encoder-decoder"]
+
+# Entries hashed per tensor: enough to tell any two trainings apart, little enough that a 70B
+# model is fingerprinted by reading a few megabytes.
+_SAMPLED_ENTRIES = 1024
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen model W0.
+
+    Attributes:
+        source: what the user wrote after --model.
+        kind: a decoder reads prompt and answer in one sequence; an encoder-decoder apart.
+        fingerprint: SHA-256 over names, shapes and sampled bf16 values of all weights; equal for
+            the same weights whatever file, shard or dtype they were loaded from.
+    """
+
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    kind: Kind
+    fingerprint: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def check_ground(self, what: str, fingerprint: str | None) -> None:
+        """Makes sure that `what` was made on this base; an unknown fingerprint passes.
+
+        Raises:
+            ModelError: it was made on another base.
+        """
+        if fingerprint and fingerprint != self.fingerprint:
+            raise ModelError(
+                f"{what} was made on a base with fingerprint {fingerprint[:12]}, "
+                f"{self.source} has {self.fingerprint[:12]}",
+                hint="give the --model it was made on, or start anew; `ella inspect` names it",
+            )
+
+
+def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base:
+    """Loads model and tokenizer, frozen and in eval mode.
+
+    Args:
+        source: hub id, folder, `.gguf` file or `smollm2`.
+        dtype: a torch dtype's name, or auto: bfloat16 where the hardware computes in it.
+        device: a torch device, or auto: cuda if there is one, else cpu.
+
+    Raises:
+        ModelError: nothing loadable there, T5 asked for in float16, or no pad or end token.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.utils import logging
+
+    # Progress is for the caller to show; the library's bars would be drawn into it.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    where = resolve_source(source)
+    target = torch.device(_default_device() if device == "auto" else device)
+    chosen = _default_dtype(target) if dtype == "auto" else getattr(torch, dtype)
+    try:
+        config = AutoConfig.from_pretrained(where)
+        if config.model_type in {"t5", "mt5", "umt5"} and chosen == torch.float16:
+            raise ModelError(
+                f"{source} is a T5, whose activations overflow in float16",
+                hint="use --dtype bfloat16 or --dtype float32",
+            )
+        kind: Kind = "encoder-decoder" if config.is_encoder_decoder else "decoder"
+        loader = AutoModelForSeq2SeqLM if kind == "encoder-decoder" else AutoModelForCausalLM
+        model = loader.from_pretrained(where, dtype=chosen)
+        model.to(target)  # type: ignore[arg-type]
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"cannot load the model {source}: {str(error).strip().splitlines()[0]}",
+            hint="give a hub id (needs the network), a local folder, a .gguf file, or smollm2",
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {source} has no end token", hint="set eos_token in it")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False).eval()
+    return Base(source, model, tokenizer, kind, fingerprint(model))
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256, in hex, over names, shapes and sampled values of `model`'s weights."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(_sample(weight).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sample(weight: Tensor) -> Tensor:
+    flat = weight.detach().reshape(-1)
+    stride = max(1, flat.numel() // _SAMPLED_ENTRIES)
+    # bf16 first, so that an fp32 and a bf16 load of the same file agree to the bit.
+    sampled: Tensor = flat[::stride].to(torch.bfloat16).to("cpu", torch.float32)  # (~1024,)
+    return sampled
+
+
+def _default_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "cpu"
+
+
+def _default_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32

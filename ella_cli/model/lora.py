@@ -1,0 +1,103 @@
+"""LoRA through PEFT: attached to the frozen base, and taken off again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ella_cli.config import LoraFields
+from ella_cli.errors import ModelError
+from ella_cli.model.base import Base
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+_PREFIX = "base_model.model."
+
+
+def attach_lora(base: Base, settings: LoraFields, *, seed: int) -> PeftModel:
+    """`base.model` with a fresh LoRA pair (A random by `seed`, B zero) on its target modules.
+
+    Raises:
+        ModelError: no module has one of the target names, or PEFT knows no default for the model.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    torch.manual_seed(seed)
+    encdec = base.kind == "encoder-decoder"
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        use_rslora=settings.use_rslora,
+        target_modules=list(settings.target_modules) if settings.target_modules else None,
+        task_type=TaskType.SEQ_2_SEQ_LM if encdec else TaskType.CAUSAL_LM,
+        # Conv1D keeps (in, out); PEFT would find out and warn.
+        fan_in_fan_out=base.model.config.model_type == "gpt2",
+        base_model_name_or_path=base.source,
+    )
+    try:
+        model = get_peft_model(base.model, config)
+    except ValueError as error:
+        raise ModelError(
+            f"cannot put LoRA on {base.source}: {str(error).splitlines()[0]}",
+            hint="name modules of this model with --target-modules, such as q_proj,v_proj",
+        ) from error
+    # get_peft_model writes the folder the weights came from, which says nothing elsewhere.
+    model.peft_config["default"].base_model_name_or_path = base.source
+    return model
+
+
+def resume_lora(base: Base, folder: str) -> PeftModel:
+    """`base.model` with the trained LoRA pair in `folder` on it, trainable further."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base.model, folder, is_trainable=True)
+
+
+def detach_lora(model: PeftModel) -> None:
+    """Takes LoRA off the base model, whose weights are as they were before it was attached."""
+    restored = model.unload()
+    # PEFT marks the model it was on; left there, the next attach would warn of a second adapter.
+    if hasattr(restored, "peft_config"):
+        del restored.peft_config
+    restored.eval()
+
+
+def lora_layers(model: torch.nn.Module) -> dict[str, LoraLayer]:
+    """Adapted modules by their name in the base model, in the model's order."""
+    from peft.tuners.lora import LoraLayer
+
+    return {
+        name.removeprefix(_PREFIX): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def lora_pair(layer: LoraLayer) -> tuple[Tensor, Tensor, float]:
+    """B (M, R), A (R, N) and the scale of ΔW = scale · B A of a layer's one adapter."""
+    (name,) = layer.active_adapters
+    if name in layer.lora_A:
+        b, a = layer.lora_B[name].weight, layer.lora_A[name].weight
+    else:
+        b, a = layer.lora_embedding_B[name], layer.lora_embedding_A[name]
+    assert isinstance(b, Tensor)
+    assert isinstance(a, Tensor)
+    return b, a, float(layer.scaling[name])
+
+
+def update_norms(model: torch.nn.Module) -> dict[str, float]:
+    """‖ΔW‖_F per adapted module, through ‖BA‖² = ⟨BᵀB, AAᵀ⟩, which never builds BA."""
+    layers = lora_layers(model)
+    with torch.no_grad():
+        squares = []
+        for layer in layers.values():
+            b, a, scale = lora_pair(layer)
+            b, a = b.float(), a.float()
+            squares.append(scale**2 * ((b.T @ b) * (a @ a.T)).sum())
+        norms = torch.stack(squares).clamp_min(0).sqrt().tolist()
+    return dict(zip(layers, norms, strict=True))

@@ -1,0 +1,114 @@
+"""A run's folder: what lies where, and whose it is.
+
+runs/o1/run.json                 settings, order, fingerprints, versions, command
+runs/o1/stages/01-dbpedia/       a stock PEFT adapter with its ella.json
+runs/o1/wpast.safetensors        the past after the last finished stage
+runs/o1/scores/01-dbpedia/*.json one cell of the matrix a file
+runs/o1/results.json             the matrix and its metrics
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ella_cli import files
+from ella_cli.adapter import Adapter, read_adapter
+from ella_cli.config import RunSettings
+from ella_cli.errors import SettingsError
+from ella_cli.training.manifest import MANIFEST, versions
+from ella_cli.training.methods import METHODS, Method
+
+FORMAT = 1
+
+# Settings that change where or how fast something is computed, never what.
+_FREE = {"device", "per_device_eval_batch_size", "save_steps"}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def past(self) -> Path:
+        return self.path / "wpast.safetensors"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    def stage(self, index: int, name: str) -> Path:
+        return self.path / "stages" / stage_name(index, name)
+
+    def adapter(self, index: int, name: str) -> Adapter | None:
+        """The adapter of a finished stage, None before it is trained."""
+        folder = self.stage(index, name)
+        return read_adapter(folder) if (folder / MANIFEST).is_file() else None
+
+    def claim(
+        self, settings: RunSettings, order: Sequence[str], command: str, facts: Mapping[str, Any]
+    ) -> None:
+        """Writes run.json, or finds that the folder already belongs to this very run.
+
+        Args:
+            facts: fingerprints by which a changed base or changed rows are noticed.
+
+        Raises:
+            SettingsError: it belongs to a run with other settings, another base or other rows.
+        """
+        ours = settings.model_dump(mode="json", by_alias=True)
+        if not self.record.is_file():
+            document = {
+                "format": FORMAT,
+                "command": command,
+                "order": list(order),
+                "method": settings.method,
+                "settings": ours,
+                **facts,
+                "versions": versions(),
+            }
+            files.write_json(self.record, document)
+            return
+        theirs = files.read_json(self.record)
+        before = {**theirs["settings"], **{name: theirs.get(name) for name in facts}}
+        for name, value in {**ours, **facts}.items():
+            if name not in _FREE and before.get(name) != value:
+                raise SettingsError(
+                    f"{self.path} holds another run: its {name.replace('_', '-')} is "
+                    f"{_short(before.get(name))}, now it is {_short(value)}",
+                    hint="give another --output-dir, or the settings of run.json to go on",
+                )
+
+
+def stage_name(index: int, name: str) -> str:
+    return f"{index + 1:02d}-{name}"
+
+
+def stage_names(method: Method, order: Sequence[str]) -> list[str]:
+    """What is trained one after another: the tasks, or all of them as one."""
+    return ["joint"] if method.joint else list(order)
+
+
+def method_of(settings: RunSettings) -> Method:
+    return METHODS[settings.method]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

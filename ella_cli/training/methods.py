@@ -1,0 +1,130 @@
+"""The methods that can be compared, each a name, what its stages stand on, and one function.
+
+A new method is one function that gives its penalty and one line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ella_cli.adapter import Adapter
+from ella_cli.errors import AdapterError
+from ella_cli.model.lora import lora_layers, lora_pair
+from ella_cli.past import Past
+from ella_cli.penalty import EllaPenalty
+
+Penalty = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a penalty may look at when a task starts.
+
+    Attributes:
+        model: the PEFT model with the new adapter on it.
+        past: the sum of all earlier updates, None for a first task.
+        earlier: the earlier adapters, in order.
+        olora_l2: O-LoRA's second weight, relative to nothing: λ₂ itself.
+        lam: the first weight, by which the penalty will be multiplied.
+        share: (rank, count) of this process.
+    """
+
+    model: nn.Module
+    past: Past | None
+    earlier: Sequence[Adapter]
+    olora_l2: float
+    lam: float
+    share: tuple[int, int] = (0, 1)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a stage of the sequence is trained, and what the model is after it.
+
+    Attributes:
+        summed: each task gets a new adapter on top of the sum of all earlier ones, and the model
+            after a stage is that sum; otherwise the stage's own adapter is all there is.
+        carried: the last stage's adapter is trained on, instead of a fresh one.
+        joint: all tasks are one stage.
+        lam: the weight of the penalty unless the user gives one.
+        penalty: what is added to the loss, None for nothing.
+    """
+
+    name: str
+    says: str
+    summed: bool = False
+    carried: bool = False
+    joint: bool = False
+    lam: float = 0.0
+    penalty: Callable[[Situation], Penalty | None] | None = None
+
+
+def ella_penalty(now: Situation) -> Penalty | None:
+    """‖ΔW ⊙ W_past‖²_F over all modules; nothing to protect before the first task is learned."""
+    if now.past is None or not now.past.tasks:
+        return None
+    return EllaPenalty(now.model, now.past, share=now.share)
+
+
+def olora_penalty(now: Situation) -> Penalty | None:
+    """Σ |A_old A_newᵀ| over modules, entrywise, plus λ₂ times the unsquared norms of new A and B.
+
+    Source: cmnfriend/O-LoRA, commit 07117e1, as told in its training step; A only, not B.
+    """
+    layers = lora_layers(now.model)
+    pairs = {name: lora_pair(layer) for name, layer in layers.items()}
+    stacked: dict[str, Tensor] = {}
+    for name, (_, a, _) in pairs.items():
+        olds = [_old_a(adapter, name, a) for adapter in now.earlier]
+        if olds:
+            stacked[name] = torch.cat(olds)  # (R_past, N)
+    # The trainer multiplies all of this by λ₁, so λ₂ is brought to its scale.
+    l2 = now.olora_l2 / now.lam if now.lam else 0.0
+    if not stacked and not l2:
+        return None
+
+    def penalty() -> Tensor:
+        terms = [(old @ pairs[name][1].T).abs().sum() for name, old in stacked.items()]
+        if l2:
+            terms += [l2 * (b.norm() + a.norm()) for b, a, _ in pairs.values()]
+        return torch.stack(terms).sum()
+
+    return penalty
+
+
+def _old_a(adapter: Adapter, name: str, like: Tensor) -> Tensor:
+    if name not in adapter.names:
+        raise AdapterError(
+            f"{adapter.path} has no update for {name}",
+            hint="all adapters of a sequence adapt the same modules",
+        )
+    return adapter.update(name).a.to(like.device, like.dtype)  # (R, N)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "ella",
+            "a new adapter a task, kept off the coordinates earlier tasks use",
+            summed=True,
+            lam=1e4,
+            penalty=ella_penalty,
+        ),
+        Method("inclora", "a new adapter a task, summed, nothing protected (λ = 0)", summed=True),
+        Method("seqlora", "one adapter carried through all tasks", carried=True),
+        Method(
+            "olora",
+            "a new adapter a task, its A held orthogonal to earlier ones (O-LoRA)",
+            summed=True,
+            lam=0.5,
+            penalty=olora_penalty,
+        ),
+        Method("single", "each task alone from the base: what can be learned at best"),
+        Method("joint", "all tasks at once: the upper line", joint=True),
+    )
+}

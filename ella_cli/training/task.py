@@ -1,0 +1,263 @@
+"""One task: rows in, a stock PEFT adapter with its manifest out, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from ella_cli import files
+from ella_cli.adapter import Adapter
+from ella_cli.config import TrainSettings
+from ella_cli.errors import NonFiniteError
+from ella_cli.model.base import Base
+from ella_cli.model.fold import Fold
+from ella_cli.model.lora import attach_lora, detach_lora, lora_layers, resume_lora, update_norms
+from ella_cli.past import Past
+from ella_cli.progress import SILENCE, Progress
+from ella_cli.tasks import Task, build_prompt
+from ella_cli.tasks.batches import Encoder
+from ella_cli.training.manifest import FORMAT, MANIFEST, curves, model_card, versions
+from ella_cli.training.methods import METHODS, Method, Situation
+from ella_cli.training.trainer import StepWatch, TaskTrainer, build_trainer, restore_weights
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One stage of a sequence, ready to be trained.
+
+    Attributes:
+        name: the task's name; of a joint stage, of all of them.
+        tasks: one task, or all of them for a joint stage.
+        order_index: 0-based place in the sequence.
+        past: the sum of the earlier updates; folded into the weights if the method sums.
+        earlier: the earlier adapters, in order.
+    """
+
+    name: str
+    tasks: Sequence[Task]
+    order_index: int = 0
+    past: Past | None = None
+    earlier: Sequence[Adapter] = ()
+
+
+def train_task(
+    base: Base,
+    assignment: Assignment,
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    progress: Progress = SILENCE,
+) -> dict[str, Any]:
+    """Trains one stage and writes its adapter to `folder`; returns the manifest.
+
+    Args:
+        base: the loaded base; its weights are as before when this returns.
+        assignment: what to learn, and on top of what.
+        settings: method, λ, LoRA, optimizer and data settings.
+        folder: becomes the adapter folder at the very end; one that is there is replaced.
+        progress: is told of every step.
+
+    Raises:
+        NonFiniteError: the loss or the penalty stopped being a number; the last good adapter is
+            beside `folder`, as its name with `.last-good`.
+        PastError, ShapeError: the past does not fit the model.
+        TaskError: a prompt's frame alone is longer than the model may read.
+    """
+    started = time.monotonic()
+    method = METHODS[settings.method]
+    rows = encode_rows(base, assignment.tasks, settings)
+    past = assignment.past if method.summed else None
+    with Fold(base.model) as fold:
+        if past is not None:
+            fold.set(past.names, past.delta)
+        model = _with_lora(base, assignment, settings, method)
+        try:
+            trainer = _trainer(base, model, rows, assignment, settings, folder)
+            checkpoints = Path(str(trainer.args.output_dir))
+            _run(trainer, assignment, settings, folder, progress)
+            manifest = _manifest(base, trainer, assignment, settings)
+            manifest["seconds"] = round(time.monotonic() - started, 2)
+            if trainer.is_world_process_zero():
+                _write(model, manifest, settings, folder)
+                shutil.rmtree(checkpoints, ignore_errors=True)
+        finally:
+            detach_lora(model)
+    return manifest
+
+
+def encode_rows(
+    base: Base, tasks: Sequence[Task], settings: TrainSettings
+) -> list[dict[str, list[int]]]:
+    """The train rows of `tasks` as token ids, in order."""
+    encoder = Encoder(
+        base.tokenizer, base.kind, settings.max_source_length, settings.max_target_length
+    )
+    return [
+        encoder.example(build_prompt(task.spec, row, header=settings.header), row.answer)
+        for task in tasks
+        for row in task.train
+    ]
+
+
+def stage_seed(settings: TrainSettings, order_index: int) -> int:
+    """One seed a stage: with the same one, every task's A would start as the same matrix."""
+    return settings.seed * 1000 + order_index
+
+
+def penalty_weight(settings: TrainSettings) -> float:
+    """λ as given, or the method's own."""
+    return METHODS[settings.method].lam if settings.lam is None else settings.lam
+
+
+def _with_lora(
+    base: Base, assignment: Assignment, settings: TrainSettings, method: Method
+) -> PeftModel:
+    if method.carried and assignment.earlier:
+        return resume_lora(base, str(assignment.earlier[-1].path))
+    return attach_lora(base, settings, seed=stage_seed(settings, assignment.order_index))
+
+
+def _trainer(
+    base: Base,
+    model: PeftModel,
+    rows: Sequence[dict[str, list[int]]],
+    assignment: Assignment,
+    settings: TrainSettings,
+    folder: Path,
+) -> TaskTrainer:
+    seed = stage_seed(settings, assignment.order_index)
+    key = _checkpoint_key(base, assignment, settings)
+    checkpoints = folder.parent / f".{folder.name}.checkpoints-{key}"
+    trainer = build_trainer(base, model, rows, settings, seed=seed, checkpoints=checkpoints)
+    trainer.lam = penalty_weight(settings)
+    method = METHODS[settings.method]
+    if method.penalty is not None:
+        situation = Situation(
+            model=model,
+            past=assignment.past,
+            earlier=assignment.earlier,
+            olora_l2=settings.olora_l2,
+            lam=trainer.lam,
+            share=(trainer.args.process_index, trainer.args.world_size),
+        )
+        trainer.penalty = method.penalty(situation)
+    return trainer
+
+
+def _checkpoint_key(base: Base, assignment: Assignment, settings: TrainSettings) -> str:
+    """Names what a checkpoint belongs to, so that other settings never go on from it."""
+    facts = [
+        base.fingerprint,
+        [task.fingerprint for task in assignment.tasks],
+        assignment.past.digest if assignment.past else None,
+        settings.model_dump(mode="json", exclude={"save_steps", "device"}),
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _run(
+    trainer: TaskTrainer,
+    assignment: Assignment,
+    settings: TrainSettings,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    model: Any = trainer.model
+    output = Path(str(trainer.args.output_dir))
+    checkpoint = _last_checkpoint(output)
+    steps = trainer.planned_steps()
+    trainer.add_callback(StepWatch(trainer, progress.begin(f"train {assignment.name}", steps)))
+    if checkpoint:
+        progress.note(f"going on from {Path(checkpoint).name} of {assignment.name}")
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except NonFiniteError as error:
+        if not hasattr(trainer, "good"):
+            raise
+        restore_weights(model, trainer.good)
+        kept = folder.with_name(f"{folder.name}.last-good")
+        with files.new_folder(kept) as temporary:
+            model.save_pretrained(temporary, save_embedding_layers=False)
+        raise NonFiniteError(
+            f"{error.message}; the last good adapter is in {kept}", hint=error.hint
+        ) from error
+
+
+def _last_checkpoint(output: Path) -> str | None:
+    if not output.is_dir():
+        return None
+    found: str | None = get_last_checkpoint(str(output))  # type: ignore[no-untyped-call]
+    return found
+
+
+def _manifest(
+    base: Base, trainer: TaskTrainer, assignment: Assignment, settings: TrainSettings
+) -> dict[str, Any]:
+    model: Any = trainer.model
+    past, args = assignment.past, trainer.args
+    norms = update_norms(model)
+    layer = next(iter(lora_layers(model).values()))
+    (scale,) = set(layer.scaling.values())
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    lam = trainer.lam if trainer.penalty is not None else 0.0
+    return {
+        "format": FORMAT,
+        "task": assignment.name,
+        "order_index": assignment.order_index,
+        "method": settings.method,
+        "lambda": penalty_weight(settings),
+        "seed": settings.seed,
+        "rank": settings.lora_rank,
+        "scale": scale,
+        "dropout": settings.lora_dropout,
+        "kind": base.kind,
+        "base": {"model": base.source, "fingerprint": base.fingerprint},
+        "data": {
+            "fingerprint": _data_fingerprint(assignment.tasks),
+            "train_rows": sum(len(task.train) for task in assignment.tasks),
+            "origin": [task.origin for task in assignment.tasks],
+        },
+        "past": {
+            "digest": past.digest if past else None,
+            "tasks": [task.name for task in past.tasks] if past else [],
+        },
+        "update_norm": math.hypot(*norms.values()),
+        "update_norms": norms,
+        "steps": trainer.state.global_step,
+        "curves": curves(trainer.state.log_history, lam),
+        "batch": {
+            "per_device": args.per_device_train_batch_size,
+            "accumulation": args.gradient_accumulation_steps,
+            "processes": args.world_size,
+            "global": per_step * args.world_size,
+        },
+        "settings": settings.model_dump(mode="json", by_alias=True),
+        "versions": versions(),
+    }
+
+
+def _data_fingerprint(tasks: Sequence[Task]) -> str:
+    if len(tasks) == 1:
+        return tasks[0].fingerprint
+    return hashlib.sha256("".join(task.fingerprint for task in tasks).encode()).hexdigest()
+
+
+def _write(
+    model: PeftModel, manifest: dict[str, Any], settings: TrainSettings, folder: Path
+) -> None:
+    with files.new_folder(folder) as temporary:
+        model.save_pretrained(str(temporary), save_embedding_layers=False)
+        files.write_json(temporary / MANIFEST, manifest)
+        files.write_text(temporary / "README.md", model_card(manifest, settings))

@@ -1,0 +1,187 @@
+"""The training loop of one task: transformers' Trainer with the answers' cross-entropy.
+
+Cross-entropy is the mean over all answer tokens of an optimizer step, for decoders and
+encoder-decoders alike, whatever the number of micro-batches and processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils.generic import ModelOutput
+
+from ella_cli.config import TrainSettings
+from ella_cli.errors import NonFiniteError
+from ella_cli.model.base import Base
+from ella_cli.model.lora import update_norms
+from ella_cli.progress import Advance
+from ella_cli.tasks.batches import IGNORED, Collator, Kind
+from ella_cli.training.mixin import EllaTrainerMixin
+
+# A curve has at most about this many points, so that long trainings stay readable and small.
+_CURVE_POINTS = 200
+
+
+class TaskTrainer(EllaTrainerMixin, Trainer):
+    """A Trainer that stops at the first loss that is not finite, before anything learns from it.
+
+    Attributes:
+        step_ce: cross-entropy of the step under way, nats per answer token.
+        good: the trained weights at the last step whose loss was finite.
+    """
+
+    step_ce: float = 0.0
+    good: dict[str, Tensor]
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        assert self.last_loss is not None
+        self.step_ce += self.last_loss.item()
+        if not math.isfinite(loss.item()):
+            raise NonFiniteError(
+                f"the loss became {loss.item()} at step {self.state.global_step + 1} "
+                f"(cross-entropy {self.step_ce:.4g})",
+                hint="lower --learning-rate or --lambda, or use --dtype float32",
+            )
+        if self.accelerator.sync_gradients:
+            self.good = trained_weights(model)
+        return loss
+
+    def planned_steps(self) -> int:
+        """Optimizer steps a whole training will take."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        batches = len(self.get_train_dataloader())
+        per_epoch = max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
+        return math.ceil(per_epoch * self.args.num_train_epochs)
+
+    def point(self) -> dict[str, float]:
+        """What the curves get for the step just taken."""
+        penalty = 0.0 if self.last_penalty is None else self.last_penalty.item()
+        assert isinstance(self.model, nn.Module)
+        norms = update_norms(self.model).values()
+        return {"ce": self.step_ce, "penalty": penalty, "update_norm": math.hypot(*norms)}
+
+
+class StepWatch(TrainerCallback):
+    """Follows the steps: curve points into the trainer's log, a word to whoever shows progress."""
+
+    def __init__(self, trainer: TaskTrainer, advance: Advance) -> None:
+        self._trainer = trainer
+        self._advance = advance
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        trainer = self._trainer
+        every = max(1, state.max_steps // _CURVE_POINTS)
+        if state.global_step % every == 0 or state.global_step == state.max_steps:
+            trainer.log(trainer.point())
+        weighted = trainer.lam * (
+            trainer.last_penalty.item() if trainer.last_penalty is not None else 0
+        )
+        beside = f" + penalty {weighted:.3f}" if trainer.penalty is not None else ""
+        self._advance(1, f"loss {trainer.step_ce:.3f}{beside}")
+        trainer.step_ce = 0.0
+
+
+def build_trainer(
+    base: Base,
+    model: nn.Module,
+    rows: Sequence[dict[str, list[int]]],
+    settings: TrainSettings,
+    *,
+    seed: int,
+    checkpoints: Path,
+) -> TaskTrainer:
+    """A TaskTrainer over encoded rows; penalty and λ are for the caller to set.
+
+    Args:
+        base: the model that `model` adapts.
+        model: a PEFT model on `base`.
+        rows: what `Encoder.example` gives.
+        settings: optimizer, batch and length settings.
+        seed: of data order and dropout.
+        checkpoints: where checkpoints go, if settings ask for them.
+    """
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        num_train_epochs=settings.num_train_epochs,
+        max_steps=settings.max_steps or -1,
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
+        save_strategy="steps" if settings.save_steps else "no",
+        save_steps=settings.save_steps or 500,
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=base.device.type == "cpu",
+        dataloader_pin_memory=base.device.type == "cuda",
+        seed=seed,
+    )
+    start = getattr(base.model.config, "decoder_start_token_id", None)
+    pad = base.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    return TaskTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=list(rows),
+        data_collator=Collator(pad, base.kind, start if start is not None else pad),
+        compute_loss_func=answer_cross_entropy(base.kind),
+    )
+
+
+def answer_cross_entropy(kind: Kind) -> Callable[..., Tensor]:
+    """Cross-entropy summed over answer tokens and divided by the step's number of them.
+
+    Returns:
+        A `compute_loss_func` for Trainer: (outputs, labels (S, L), num_items_in_batch) -> f32.
+    """
+
+    def loss(
+        outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        logits = outputs["logits"].float()  # (S, L, V)
+        if kind == "decoder":
+            # The position before a token predicts it.
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        total = nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum()
+        return total / count
+
+    return loss
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of what is trained, by parameter name."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def restore_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Puts a copy made by `trained_weights` back."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])

@@ -1,0 +1,92 @@
+"""Answers are what the model itself would say, one row and one label at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ella_cli.evaluate.decode import (
+    _decoder_likelihoods,
+    _encdec_likelihoods,
+    generate_answers,
+    rank_labels,
+)
+from ella_cli.model.base import Base, load_base
+from ella_cli.tasks.batches import Encoder
+
+LABELS = ("very good", "bad", "neutral happy sad", "very bad")
+
+
+@pytest.fixture
+def base(tiny_model: Path) -> Base:
+    return load_base(str(tiny_model), dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def encoder(base: Base) -> Encoder:
+    return Encoder(base.tokenizer, base.kind)
+
+
+def _prompts(base: Base) -> list[list[int]]:
+    texts = ["What is the cat?", "the dog sang on the mat in the house", "bird"]
+    return [base.tokenizer(text)["input_ids"] for text in texts]
+
+
+def test_likelihoods_side_by_side_equal_those_of_each_label_alone(
+    base: Base, encoder: Encoder
+) -> None:
+    prompts, targets = _prompts(base), [encoder.answer(label) for label in LABELS]
+    together = _decoder_likelihoods if base.kind == "decoder" else _encdec_likelihoods
+    with torch.inference_mode():
+        got = together(base, prompts, targets)
+        base.model.double()
+        expected = [[_alone(base, prompt, target) for target in targets] for prompt in prompts]
+    torch.testing.assert_close(got.double(), torch.tensor(expected), atol=2e-5, rtol=1e-5)
+
+
+def _alone(base: Base, prompt: list[int], target: list[int]) -> float:
+    """log p(target | prompt) in float64, one token's distribution after another."""
+    total = 0.0
+    for i, token in enumerate(target):
+        if base.kind == "decoder":
+            ids = torch.tensor([prompt + target[:i]])
+            logits = base.model(input_ids=ids).logits
+        else:
+            start = [base.model.config.decoder_start_token_id]
+            logits = base.model(
+                input_ids=torch.tensor([prompt]),
+                decoder_input_ids=torch.tensor([start + target[:i]]),
+            ).logits
+        total += logits[0, -1].double().log_softmax(dim=0)[token].item()
+    return total
+
+
+def test_ranking_gives_the_likeliest_label_whatever_the_batch(base: Base, encoder: Encoder) -> None:
+    prompts = _prompts(base)
+    told: list[int] = []
+    for size in (1, 2, 3):
+        answers = rank_labels(
+            base, encoder, prompts, LABELS, batch_size=size, answered=told.append
+        )
+        assert answers == rank_labels(
+            base, encoder, prompts, LABELS, batch_size=3, answered=lambda _: None
+        )
+        assert set(answers) <= set(LABELS)
+    assert told == [1, 1, 1, 2, 1, 3]
+
+
+def test_generation_does_not_depend_on_padding(base: Base, encoder: Encoder) -> None:
+    prompts = _prompts(base)
+    one = generate_answers(base, encoder, prompts, LABELS, batch_size=1, answered=lambda _: None)
+    all_ = generate_answers(base, encoder, prompts, LABELS, batch_size=3, answered=lambda _: None)
+    assert one == all_
+
+
+def test_generation_stops_soon_after_the_longest_label(base: Base, encoder: Encoder) -> None:
+    answers = generate_answers(
+        base, encoder, _prompts(base), ["bad"], batch_size=3, answered=lambda _: None
+    )
+    longest = max(len(base.tokenizer(answer)["input_ids"]) for answer in answers)
+    assert longest <= len(encoder.answer("bad")) + 4 + 2
