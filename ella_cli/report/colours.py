@@ -2,7 +2,7 @@
 
 Heat maps run through cividis (values) or from blue over white to orange (signed), both monotone in
 lightness away from their middle; the number is printed in the cell. Curves take Okabe and Ito's
-colours, and a dash pattern each.
+colours (2008), neighbours also apart in lightness, and a dash pattern each.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _CIVIDIS = (
 )
 _SIGNED = ((5, 77, 143), (120, 170, 214), (247, 247, 247), (240, 170, 90), (158, 76, 0))
 
-# Okabe and Ito 2008, ordered so that neighbours also differ in lightness.
-CURVES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+# How many curve colours page/document.css names, --c0 and on, for light and for dark pages.
+CURVES = 6
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 RGB = tuple[int, int, int]

@@ -107,9 +107,12 @@ Part = Words | Table | HeatMap | Lines
 
 @dataclass(frozen=True)
 class Section:
+    """`listed` sections are those that a long page's index names."""
+
     title: str
     parts: tuple[Part, ...]
     lead: str = ""
+    listed: bool = True
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,12 @@ def _environment() -> Environment:
         "numeric": is_numeric_column,
         "text": cell_text,
     }
+    environment.filters["anchor"] = _anchor
     return environment
+
+
+def _anchor(title: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())
 
 
 def _kind_of(part: Part) -> str:

@@ -1,4 +1,4 @@
-"""What a run's W_past holds, as parts of its report. Torch is loaded here, and only when called."""
+"""What a run's W_past holds, as sections of its report. Torch is loaded here, and only when called."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ella_cli.report.document import Part
+from ella_cli.report.document import Section
 from ella_cli.report.results import PAST, RunResults
 
 
 @dataclass(frozen=True)
 class PastPicture:
-    parts: tuple[Part, ...]
+    sections: tuple[Section, ...]
     json: Mapping[str, Any]
 
 

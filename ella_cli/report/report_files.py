@@ -66,9 +66,13 @@ def make_report(folders: Sequence[Path], *, past: bool = True) -> Report:
     runs = _distinct_names([read_run(folder) for folder in folders])
     pictures = _pictures(runs) if past else {}
     return Report(
-        document=run_document(runs, {name: p.parts for name, p in pictures.items()}),
+        document=run_document(runs, {name: p.sections for name, p in pictures.items()}),
         json=report_json(runs, {name: p.json for name, p in pictures.items()}),
-        warnings=tuple(sign.text for run in runs for sign in signs(run)),
+        warnings=tuple(
+            f"{run.name}: {sign.text}" if len(runs) > 1 else sign.text
+            for run in runs
+            for sign in signs(run)
+        ),
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from ella_cli.report.document import Document, Part, Section
+from ella_cli.report.document import Document, Section
 from ella_cli.report.provenance import provenance_parts
 from ella_cli.report.results import RunResults
 from ella_cli.report.tables import (
@@ -31,28 +32,34 @@ _COMPARISON = "The same tasks learned in other ways. One method's seeds are aver
 
 
 def run_document(
-    runs: Sequence[RunResults], pasts: Mapping[str, tuple[Part, ...]] | None = None
+    runs: Sequence[RunResults], pasts: Mapping[str, tuple[Section, ...]] | None = None
 ) -> Document:
-    """The report; `pasts` gives, for a run's name, the parts that show its W_past."""
-    pasts = pasts or {}
+    """The report; `pasts` gives, for a run's name, the sections that show its W_past."""
     several = len(runs) > 1
     sections: list[Section] = []
     if several:
         sections.append(Section("Side by side", comparison(runs), _COMPARISON))
     for run in runs:
-        name = f" · {run.name}" if several else ""
-        sections.append(
-            Section(f"Accuracy{name}", (accuracy_heat_map(run), metrics_table(run)), _MATRIX)
-        )
-        if run.stages:
-            sections.append(Section(f"Learning{name}", curve_parts(run), _CURVES))
-            sections.append(Section(f"Penalty and update{name}", balance_parts(run), _BALANCE))
-        if pasts.get(run.name):
-            sections.append(Section(f"The past{name}", pasts[run.name]))
-        provenance = provenance_parts(run)
-        if provenance:
-            sections.append(Section(f"Settings and origin{name}", provenance))
+        own = _sections(run, (pasts or {}).get(run.name, ()))
+        if several:
+            own = [
+                replace(section, title=f"{section.title} · {run.name}", listed=index == 0)
+                for index, section in enumerate(own)
+            ]
+        sections += own
     first = runs[0]
     title = " → ".join(first.accuracy.order)
     subject = f"{len(runs)} runs" if several else f"{first.name}: {first.label}"
     return Document(f"{subject} · {title}", tuple(sections))
+
+
+def _sections(run: RunResults, past: Sequence[Section]) -> list[Section]:
+    sections = [Section("Accuracy", (accuracy_heat_map(run), metrics_table(run)), _MATRIX)]
+    if run.stages:
+        sections.append(Section("Learning", curve_parts(run), _CURVES))
+        sections.append(Section("Penalty and update", balance_parts(run), _BALANCE))
+    sections += past
+    provenance = provenance_parts(run)
+    if provenance:
+        sections.append(Section("Settings and origin", provenance))
+    return sections

@@ -123,7 +123,7 @@ def _curve(
     points = [(x_axis.at(x), y_axis.at(y)) for x, y in _points(series, logarithmic)]
     if len(points) == 1:
         ((x, y),) = points
-        return [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_colour(index)}"/>']
+        return [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="var(--c{index % CURVES})"/>']
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     return [
         f'<path class="curve" d="M{path}" {_stroke(index)}>'
@@ -158,11 +158,7 @@ def _legend(rows: Sequence[Sequence[tuple[int, str, float]]]) -> list[str]:
 def _stroke(index: int) -> str:
     dash = DASHES[index % len(DASHES)]
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'stroke="{_colour(index)}"{dashed}'
-
-
-def _colour(index: int) -> str:
-    return CURVES[index % len(CURVES)]
+    return f'stroke="var(--c{index % CURVES})"{dashed}'
 
 
 def _tick(value: float) -> str:
