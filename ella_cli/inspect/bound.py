@@ -18,14 +18,19 @@ one unit.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from ella_cli.inspect.products import cosine
+from ella_cli.adapter import Adapter
+from ella_cli.errors import SettingsError, ShapeError
+from ella_cli.inspect.overlap import common_modules, contained_as
+from ella_cli.inspect.products import as_factors, cosine
 from ella_cli.inspect.tiles import row_blocks
 from ella_cli.kernels import Factors
+from ella_cli.past import Past
 
 
 @dataclass(frozen=True)
@@ -132,4 +137,68 @@ def bound_of(name: str, lam: float, sums: Sums, *, measured: bool) -> Bound:
         agreement=cosine(
             sums.agreement, math.sqrt(sums.update_square), math.sqrt(sums.shrunk_square)
         ),
+    )
+
+
+@dataclass(frozen=True)
+class BoundReport:
+    adapter_task: str
+    totals: tuple[Bound, ...]
+    modules: tuple[Bound, ...]
+    failing: int
+    contained_as: str | None
+
+
+def bounds_of(
+    adapter: Adapter, past: Past, lams: Sequence[float], reference: Adapter | None = None
+) -> BoundReport:
+    """The bound for each λ; `modules` are those of the first λ, each module read once a λ.
+
+    Raises:
+        SettingsError: no λ, or one that is not above 0.
+        ShapeError: adapter, reference and past do not fit.
+    """
+    if not lams or any(not lam > 0 for lam in lams):
+        shown = ", ".join(f"{lam:g}" for lam in lams) or "none"
+        raise SettingsError(
+            f"the bound needs λ above 0, got {shown}",
+            hint="give --lambda, for example the one that the next task will be trained with",
+        )
+    names = common_modules(adapter, past)
+    if reference is not None:
+        missing = [name for name in names if name not in set(reference.names)]
+        if missing:
+            raise ShapeError(
+                f"{reference.path} does not adapt {missing[0]}, {adapter.path} does",
+                hint="the reference is the same task trained with λ = 0 from the same start",
+            )
+    totals = []
+    modules: list[Bound] = []
+    for lam in lams:
+        whole = Sums()
+        for name in names:
+            sums = _sums_of(name, adapter, past, lam, reference)
+            whole += sums
+            if lam == lams[0]:
+                modules.append(bound_of(name, lam, sums, measured=reference is not None))
+        totals.append(bound_of("all modules", lam, whole, measured=reference is not None))
+    return BoundReport(
+        adapter_task=adapter.task,
+        totals=tuple(totals),
+        modules=tuple(modules),
+        failing=sum(not one.holds for one in modules),
+        contained_as=contained_as(adapter, past),
+    )
+
+
+def _sums_of(
+    name: str, adapter: Adapter, past: Past, lam: float, reference: Adapter | None
+) -> Sums:
+    operand = past.operand(name)
+    return module_sums(
+        as_factors(adapter.update(name)),
+        operand,
+        operand if past.record.energy.is_plain else past.delta(name),
+        lam,
+        None if reference is None else as_factors(reference.update(name)),
     )
