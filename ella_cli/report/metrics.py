@@ -79,15 +79,13 @@ def metric_values(run: RunResults) -> dict[str, float | None]:
 
 def bootstrap(run: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Interval | None]:
     """Interval per metric key; None where the metric or the rows behind it are missing."""
-    values = metric_values(run)
-    if not _rows_complete(run):
+    if not all(_has_rows(run, stage) for stage in run.accuracy.order):
         return {metric.key: None for metric in METRICS}
     draws: dict[str, list[float]] = {metric.key: [] for metric in METRICS}
     for accuracy in _resampled(run, resamples):
         for metric in METRICS:
-            if values[metric.key] is not None:
-                value = metric.value(accuracy)
-                assert value is not None
+            value = metric.value(accuracy)
+            if value is not None:
                 draws[metric.key].append(value)
     return {key: _interval(sample) if sample else None for key, sample in draws.items()}
 
@@ -120,17 +118,13 @@ def _stage_row(accuracy: AccuracyMatrix, stage: str) -> Sequence[float | None]:
     return accuracy.matrix[accuracy.order.index(stage)]
 
 
-def _rows_complete(run: RunResults) -> bool:
-    """True if every scored cell has its rows, equally many for one task at every stage."""
-    rows: dict[str, int] = {}
-    for stage in _stage_names(run):
-        for task, score in zip(run.accuracy.order, _stage_row(run.accuracy, stage), strict=False):
-            if score is None:
-                continue
-            count = len(run.scores.get(stage, {}).get(task, ()))
-            if count == 0 or rows.setdefault(task, count) != count:
-                return False
-    return bool(rows)
+def _has_rows(run: RunResults, stage: str) -> bool:
+    """True if every cell scored at that stage has its rows, as many as the task has elsewhere."""
+    for task, score in zip(run.accuracy.order, _stage_row(run.accuracy, stage), strict=False):
+        counts = {len(rows[task]) for rows in run.scores.values() if task in rows}
+        if score is not None and (task not in run.scores.get(stage, {}) or len(counts) != 1):
+            return False
+    return True
 
 
 def _resampled(run: RunResults, resamples: int) -> Iterable[AccuracyMatrix]:
@@ -154,7 +148,7 @@ def _resampled(run: RunResults, resamples: int) -> Iterable[AccuracyMatrix]:
 
     def row(stage: str, draw: int) -> tuple[float | None, ...] | None:
         kept = _stage_row(run.accuracy, stage)
-        if not kept:
+        if not kept or not _has_rows(run, stage):
             return None
         return tuple(
             None if score is None else means[stage, task][draw]

@@ -1,4 +1,4 @@
-"""What a run's W_past holds, as sections of its report. Torch is loaded here, and only when called."""
+"""What a run's W_past holds, as sections of its report. Only calling this loads torch."""
 
 from __future__ import annotations
 

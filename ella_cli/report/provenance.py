@@ -93,5 +93,7 @@ def base_model(run: RunResults) -> str:
         base = stage.manifest.get("base")
         if isinstance(base, Mapping) and "model" in base:
             return str(base["model"])
-    base = run.document.get("base_model") or run.settings.get("model")
-    return str(base) if base else "not recorded"
+    recorded = run.document.get("base_model")
+    if isinstance(recorded, Mapping):
+        recorded = recorded.get("model")
+    return str(recorded) if recorded else "not recorded"

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ella_cli.report.groups import Group, groups_of
 from ella_cli.report.metrics import METRICS, bootstrap, metric_values, spread
 from ella_cli.report.results import RunResults
 from ella_cli.report.signs import balances, ratio, signs
-from ella_cli.report.tables import group_by_setting
 
 FORMAT = 1
 
@@ -22,7 +22,7 @@ def report_json(
     return {
         "format": FORMAT,
         "runs": [_run(run, pasts.get(run.name)) for run in runs],
-        "comparison": [_group(group) for group in group_by_setting(runs).values()],
+        "comparison": [_group(group) for group in groups_of(runs)],
     }
 
 
@@ -57,13 +57,13 @@ def _run(run: RunResults, past: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _group(runs: Sequence[RunResults]) -> dict[str, Any]:
-    values = [metric_values(run) for run in runs]
+def _group(group: Group) -> dict[str, Any]:
+    values = [metric_values(run) for run in group.runs]
     figures: dict[str, Any] = {}
     for metric in METRICS:
         present = [v for one in values if (v := one[metric.key]) is not None]
-        figures[metric.key] = asdict(spread(present)) if len(present) == len(runs) else None
-    return {"label": runs[0].label, "runs": [run.name for run in runs], "figures": figures}
+        figures[metric.key] = asdict(spread(present)) if len(present) == len(values) else None
+    return {"label": group.name, "runs": [run.name for run in group.runs], "figures": figures}
 
 
 def _optional(row: tuple[float | None, ...] | None) -> list[float | None] | None:

@@ -5,11 +5,11 @@ Each function gives parts of a document; `terminal`, `markdown` and `html` draw 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ella_cli.report.document import Cell, HeatMap, Lines, Part, Series, Table, Words
+from ella_cli.report.groups import Group, groups_of
 from ella_cli.report.metrics import METRICS, Interval, Spread, bootstrap, metric_values, spread
-from ella_cli.report.provenance import base_model
 from ella_cli.report.results import RunResults
 from ella_cli.report.signs import balances, ratio, signs
 
@@ -57,28 +57,14 @@ def metrics_table(run: RunResults) -> Table:
     )
 
 
-def group_by_setting(runs: Sequence[RunResults]) -> dict[str, list[RunResults]]:
-    """Runs that differ in their seed only, under a name; first seen first."""
-    labels: dict[str, list[RunResults]] = {}
-    for run in runs:
-        labels.setdefault(_setting(run), []).append(run)
-    return labels
-
-
-def _setting(run: RunResults) -> str:
-    order = ", ".join(run.accuracy.order)
-    return f"{run.label}\n{order}\n{base_model(run)}\n{run.decode}"
-
-
 def comparison(runs: Sequence[RunResults]) -> tuple[Part, ...]:
     """Methods side by side: the figures, then each task's score at the end."""
-    groups = group_by_setting(runs)
-    names = _group_names(groups)
+    groups = groups_of(runs)
     figures: list[tuple[Cell, ...]] = []
-    for name, group in zip(names, groups.values(), strict=True):
-        values = [metric_values(run) for run in group]
+    for group in groups:
+        values = [metric_values(run) for run in group.runs]
         cells = [_spread([v[m.key] for v in values]) for m in METRICS]
-        figures.append((name, len(group), *cells))
+        figures.append((group.name, len(group.runs), *cells))
     parts: list[Part] = [
         Table(
             title="runs side by side",
@@ -97,29 +83,17 @@ def comparison(runs: Sequence[RunResults]) -> tuple[Part, ...]:
         parts.append(
             Words(f"these runs were decoded differently: {'; '.join(sorted(decodes))}", True)
         )
-    parts.append(_final_scores(list(zip(names, groups.values(), strict=True))))
+    parts.append(_final_scores(groups))
     return tuple(parts)
 
 
-def _group_names(groups: Mapping[str, list[RunResults]]) -> list[str]:
-    """The label, with what else differs when labels repeat."""
-    labels = [group[0].label for group in groups.values()]
-    names = []
-    for label, group in zip(labels, groups.values(), strict=True):
-        run = group[0]
-        repeated = labels.count(label) > 1
-        extra = f" ({run.name})" if repeated else ""
-        names.append(label + extra)
-    return names
-
-
-def _final_scores(groups: Sequence[tuple[str, list[RunResults]]]) -> HeatMap:
-    tasks = list(dict.fromkeys(t for _, group in groups for t in group[0].accuracy.order))
+def _final_scores(groups: Sequence[Group]) -> HeatMap:
+    tasks = list(dict.fromkeys(t for group in groups for t in group.runs[0].accuracy.order))
     values = []
-    for _, group in groups:
+    for group in groups:
         row: list[float | None] = []
         for task in tasks:
-            scores = [_final(run, task) for run in group]
+            scores = [_final(run, task) for run in group.runs]
             present = [s for s in scores if s is not None]
             row.append(spread(present).mean if present else None)
         values.append(tuple(row))
@@ -127,7 +101,7 @@ def _final_scores(groups: Sequence[tuple[str, list[RunResults]]]) -> HeatMap:
         title="score on each task after the last",
         row_axis="method",
         column_axis="task",
-        rows=tuple(name for name, _ in groups),
+        rows=tuple(group.name for group in groups),
         columns=tuple(tasks),
         values=tuple(values),
         scale="unit",
