@@ -1,9 +1,9 @@
 """The built-in demo tasks: short messages made by a seeded grammar, with nothing to download.
 
-A message may tell four things: how its writer feels, what it is about, what it asks for, and
+Every message tells four things: how its writer feels, what it is about, what it asks for, and
 where it was written. Each of the four tasks asks for one of them and takes the others as noise.
-The texts of all tasks thus look alike, some labels belong to two tasks, and what is learned for
-one task misleads in the next: a small model trained on them in turn forgets.
+The texts of all tasks thus look alike, topic and place even share their labels, and what is
+learned for one task misleads in the next: a small model trained on them in turn forgets.
 """
 
 from __future__ import annotations
@@ -21,18 +21,15 @@ from ella_cli.tasks.folders import Contents
 from ella_cli.tasks.rows import Row
 from ella_cli.tasks.spec import TaskSpec, spec_from
 
-DEMO_NAMES = ("demo-mood", "demo-topic", "demo-request", "demo-place")
+DEMO_NAMES = ("demo-topic", "demo-mood", "demo-place", "demo-request")
 
 TRAIN_ROWS = 400
 TEST_ROWS = 200
 
 _FOLDER = Path(__file__).parent / "demo"
-_WORDS = range(25, 51)
-# Of the three things a task does not ask for, so many are told in each message.
-_OTHERS = 2
+_WORDS = range(25, 56)
 # Hard rows quote somebody of whom another label is true.
-_HARD_SHARE = 0.15
-_FILLER_SHARE = 0.7
+_HARD_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,6 @@ class _Shared:
     slots: Mapping[str, Sequence[str]]
     openings: Sequence[str]
     links: Sequence[str]
-    fillers: Sequence[str]
     quotes: Sequence[str]
 
 
@@ -83,14 +79,15 @@ def _message(name: str, label: str, chance: random.Random) -> str:
     """One message in which `name`'s label is `label`; what other tasks ask for is at random."""
     shared = _shared()
     parts = [_tell(name, label, chance)]
-    for other in chance.sample([one for one in DEMO_NAMES if one != name], _OTHERS):
-        parts.append(_tell(other, chance.choice(_bank(other).spec.labels), chance))
+    others = [other for other in DEMO_NAMES if other != name]
     if chance.random() < _HARD_SHARE:
         wrong = chance.choice([one for one in _bank(name).spec.labels if one != label])
         quote = chance.choice(shared.quotes).replace("{other}", _tell(name, wrong, chance))
         parts.append(_fill(quote, chance))
-    elif chance.random() < _FILLER_SHARE:
-        parts.append(_fill(chance.choice(shared.fillers), chance))
+        # The quote takes the room of one thing told.
+        others.remove(chance.choice(others))
+    for other in others:
+        parts.append(_tell(other, chance.choice(_bank(other).spec.labels), chance))
     chance.shuffle(parts)
     opening = _fill(chance.choice(shared.openings), chance)
     return " ".join([opening, *(_sentence(part, chance) for part in parts)]).strip()

@@ -17,6 +17,7 @@ def load_task(
     *,
     data: Path | None = None,
     limit: int | None = None,
+    limit_test: int | None = None,
     validation: int = 0,
     seed: int = 0,
 ) -> Task:
@@ -31,6 +32,7 @@ def load_task(
             hub is not asked.
         limit: at most so many train and so many test rows: a seeded shuffle, then label after
             label in turn as far as each lasts.
+        limit_test: the same for test rows alone; where it is given, `limit` is for train alone.
         validation: put that many train rows in the place of the test rows and out of train, to
             choose a setting without looking at test. Taken before `limit`.
         seed: draws the train rows under `limit`. Test and held-out rows do not depend on it, so
@@ -39,14 +41,16 @@ def load_task(
     Raises:
         TaskError: unknown, not found, or rows or labels that cannot be used.
     """
-    if limit is not None and limit < 1:
-        raise TaskError(f"--limit {limit} leaves no rows", hint="give 1 or more")
+    for flag, most in (("limit", limit), ("limit-test", limit_test)):
+        if most is not None and most < 1:
+            raise TaskError(f"--{flag} {most} leaves no rows", hint="give 1 or more")
     contents, origin = _read(name_or_path, data)
     return make_task(
         contents.spec,
         contents.train,
         contents.test,
         limit=limit,
+        limit_test=limit_test,
         validation=validation,
         seed=seed,
         origin=origin,

@@ -52,6 +52,7 @@ def make_task(
     test: Sequence[Row],
     *,
     limit: int | None,
+    limit_test: int | None,
     validation: int,
     seed: int,
     origin: str,
@@ -73,7 +74,9 @@ def make_task(
         train, test = _hold_out(spec, train, validation)
     if limit is not None:
         train = balanced_sample(train, limit, seed)
-        test = balanced_sample(test, limit, _TEST_SEED)
+    most = limit if limit_test is None else limit_test
+    if most is not None:
+        test = balanced_sample(test, most, _TEST_SEED)
     for split, rows in (("train", train), ("test", test)):
         if not rows:
             raise TaskError(

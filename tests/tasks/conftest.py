@@ -7,8 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 WriteFolder = Callable[..., Path]
+
+# The first call of a metric imports its library; that is no law being slow.
+settings.register_profile("tasks", deadline=None)
+settings.load_profile("tasks")
 
 
 @pytest.fixture

@@ -20,10 +20,22 @@ def _rows(count: int, start: int = 0) -> list[Row]:
 
 
 def _task(
-    train: list[Row], test: list[Row], limit: int | None = None, validation: int = 0, seed: int = 0
+    train: list[Row],
+    test: list[Row],
+    limit: int | None = None,
+    limit_test: int | None = None,
+    validation: int = 0,
+    seed: int = 0,
 ) -> Task:
     return make_task(
-        SPEC, train, test, limit=limit, validation=validation, seed=seed, origin="here"
+        SPEC,
+        train,
+        test,
+        limit=limit,
+        limit_test=limit_test,
+        validation=validation,
+        seed=seed,
+        origin="here",
     )
 
 
@@ -63,6 +75,13 @@ def test_runs_with_different_seeds_are_scored_on_the_same_rows() -> None:
     assert first.train != second.train
     assert first.test == second.test
     assert len(first.train) == len(first.test) == 10
+
+
+def test_test_rows_may_have_a_limit_of_their_own() -> None:
+    task = _task(_rows(60), _rows(40, 100), limit=10, limit_test=20)
+    assert (len(task.train), len(task.test)) == (10, 20)
+    task = _task(_rows(60), _rows(40, 100), limit_test=20)
+    assert (len(task.train), len(task.test)) == (60, 20)
 
 
 def test_held_out_rows_come_from_train_and_are_never_seen_in_it() -> None:
