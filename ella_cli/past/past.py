@@ -14,7 +14,7 @@ from ella_cli.errors import PastError
 from ella_cli.kernels import Factors
 from ella_cli.past.dense import DenseStore
 from ella_cli.past.factored import Block, FactoredStore, factored_store
-from ella_cli.past.record import Base, BlockRecord, Energy, EnergyKind, PastTask, Record, Store
+from ella_cli.past.record import Base, Energy, EnergyKind, PastTask, Record, Store
 from ella_cli.past.record import read_record as _read_record
 from ella_cli.past.task import base_of, block_record, task_of
 

@@ -1,0 +1,245 @@
+"""Adds adapters to a W_past file, or takes them out: one change, written whole or not at all."""
+
+from __future__ import annotations
+
+import glob
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock
+
+from ella_cli.adapter import read_adapter
+from ella_cli.errors import PastError, SettingsError, StorageError
+from ella_cli.files import replacing
+from ella_cli.past.change import Change
+from ella_cli.past.dense_file import write_dense
+from ella_cli.past.draft import Draft
+from ella_cli.past.factored_file import write_factored
+from ella_cli.past.past import Past, read_past
+from ella_cli.past.record import Energy, EnergyKind, PastTask, Store
+
+StoreChoice = Literal["auto", "factored", "dense"]
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """What one accumulation did.
+
+    Attributes:
+        past: the file, as it is now.
+        added, dropped: by name; a replaced task is in both.
+        factored_bytes: of the factors, None where a dense store no longer knows them.
+        notes: what the user should know.
+    """
+
+    past: Past
+    added: tuple[PastTask, ...]
+    dropped: tuple[str, ...]
+    was: Store | None
+    factored_bytes: int | None
+    dense_bytes: int
+    file_bytes: int
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def store_line(self) -> str:
+        """Which store, and why, in one line."""
+        dense = f"{_size(self.dense_bytes)} dense"
+        if self.factored_bytes is None:
+            return f"dense, {_size(self.file_bytes)}, whatever the number of tasks"
+        factored = f"{_size(self.factored_bytes)} in factors"
+        if self.past.store == "factored":
+            return f"factored: {factored}, {dense}"
+        turned = " (single tasks can no longer be told apart)" if self.was == "factored" else ""
+        return f"dense: {dense}, {factored}{turned}"
+
+
+def accumulate(
+    adapters: Sequence[Path],
+    path: Path,
+    *,
+    store: StoreChoice = "auto",
+    energy: Energy | None = None,
+    last: int | None = None,
+    decay: float | None = None,
+    drop: Sequence[str] = (),
+    replace: Mapping[str, Path] | None = None,
+    taken_from: Path | None = None,
+    shrink: float | None = None,
+    force: bool = False,
+) -> Accumulated:
+    """Makes the file `path`, or changes it: first drops, then replaces, then adds, in one write.
+
+    Needs neither the base model nor a network. A lock makes two accumulations on one file wait
+    for each other; killed at any moment, the file is the old one or the new one.
+
+    Args:
+        adapters: PEFT LoRA folders, added in this order.
+        path: the W_past file.
+        store: auto keeps factors while they are smaller than matrices, matrices afterwards.
+        energy: how updates make the energy, `EnergyKind`; None keeps the file's.
+        last: only the last K tasks count for the energy; None keeps the file's.
+        decay: each later task multiplies an update's weight in the energy; None keeps the file's.
+        drop: names of tasks to take out.
+        replace: names of tasks to take out, and the adapter that comes in at the same place.
+        taken_from: the adapter of the one task that a dense store gives back, if it was moved.
+        shrink: λ ≥ 0; adds ΔW / (1 + λ E²) instead of ΔW (makes the store dense).
+        force: adds what is in already, a second adapter of a task, or one of another base model.
+
+    Raises:
+        AdapterError: an adapter is not usable, in already, or of another base model.
+        PastError: the file is damaged, has no such task, or its store cannot do it.
+        SettingsError: the wishes contradict each other.
+        NonFiniteError: an update holds NaN or infinity.
+        StorageError: the disk is full, or the path cannot be written.
+    """
+    began = time.monotonic()
+    replace = replace or {}
+    outgoing = (*drop, *replace)
+    with locked(path):
+        old = read_past(path) if path.exists() else None
+        kind = _energy(old, energy, last, decay)
+        if shrink is not None and not 0 <= shrink < math.inf:
+            raise SettingsError(f"--shrink is {shrink}", hint="give a finite λ of 0 or more")
+        if taken_from is not None and len(outgoing) != 1:
+            raise SettingsError(
+                f"--from names one adapter, for {len(outgoing)} tasks",
+                hint="take tasks out of a dense store one at a time",
+            )
+        draft = Draft(path, old, kind, shrink, force)
+        for name in drop:
+            draft.drop(name, taken_from)
+        for name, folder in replace.items():
+            draft.replace(name, read_adapter(folder), taken_from)
+        for folder in adapters:
+            draft.add(read_adapter(folder))
+        change = draft.change()
+        chosen = _store(change, old, store)
+        if old is not None and not (adapters or outgoing):
+            _refuse_idleness(old, kind, chosen)
+        with replacing(path) as temporary:
+            write = write_factored if chosen == "factored" else write_dense
+            write(change, temporary)
+        past = read_past(path)
+    before = set(old.tasks) if old is not None else set()
+    return Accumulated(
+        past=past,
+        added=tuple(task for task in past.tasks if task not in before),
+        dropped=outgoing,
+        was=None if old is None else old.store,
+        factored_bytes=change.factored_bytes if change.origin is None else None,
+        dense_bytes=change.dense_bytes,
+        file_bytes=path.stat().st_size,
+        notes=change.notes,
+        seconds=time.monotonic() - began,
+    )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process changes `path`; then clears away what a killed one left.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.parent / f".{path.name}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise StorageError(
+            f"cannot use {path.parent}: {error.strerror or error}",
+            hint="check that the folder may be written",
+        ) from error
+    try:
+        for left_behind in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            left_behind.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def _energy(
+    old: Past | None, energy: Energy | None, last: int | None, decay: float | None
+) -> EnergyKind:
+    known = EnergyKind() if old is None else old.record.energy
+    try:
+        kind = EnergyKind(
+            known.kind if energy is None else energy,
+            known.last if last is None else last,
+            known.decay if decay is None else decay,
+        )
+    except ValueError as error:
+        raise SettingsError(
+            str(error), hint="give --last 1 or more, --decay between 0 and 1"
+        ) from error
+    if old is None or kind == known:
+        return kind
+    if old.store == "dense":
+        raise PastError(
+            f"{old.path} is dense with the energy {_shown(known)}, which cannot become "
+            f"{_shown(kind)}",
+            hint="accumulate the adapters into a new file",
+        )
+    if not kind.is_plain and any(block.tasks > 1 for block in old.record.blocks):
+        raise PastError(
+            f"{old.path} was compacted; its tasks' own energies are gone",
+            hint="accumulate the adapters into a new file",
+        )
+    return kind
+
+
+def _store(change: Change, old: Past | None, choice: StoreChoice) -> Store:
+    """
+    Raises:
+        SettingsError: the store that was asked for cannot hold what was asked for.
+    """
+    fresh = [task for part in change.parts if part.sign > 0 for task in part.tasks]
+    shrunk = any(task.shrink is not None for task in fresh)
+    must_be_dense = change.origin is not None or shrunk
+    windowed = change.energy.last is not None
+    if windowed and (must_be_dense or choice == "dense"):
+        raise SettingsError(
+            "--last needs the tasks apart, which a dense store does not keep",
+            hint="use --store factored without --shrink, in a new file if this one is dense",
+        )
+    if must_be_dense and choice == "factored":
+        why = "shrunk updates are no products of factors" if shrunk else f"{old and old.path} is"
+        raise SettingsError(
+            f"the store must be dense: {why}" + ("" if shrunk else " dense already"),
+            hint="leave --store out, or accumulate the adapters into a new file",
+        )
+    if must_be_dense:
+        return "dense"
+    if windowed:
+        return "factored"
+    if choice != "auto":
+        return choice
+    return "factored" if change.factored_bytes < change.dense_bytes else "dense"
+
+
+def _refuse_idleness(old: Past, kind: EnergyKind, chosen: Store) -> None:
+    if kind == old.record.energy and chosen == old.store:
+        raise SettingsError(
+            f"nothing to do for {old.path}",
+            hint="give adapters to add, --drop, --replace, another --energy or --store",
+        )
+
+
+def _shown(kind: EnergyKind) -> str:
+    last = f", last {kind.last}" if kind.last is not None else ""
+    return kind.kind + last + (f", decay {kind.decay:g}" if kind.decay is not None else "")
+
+
+def _size(count: int) -> str:
+    """Decimal, as disks are sold: 13.6 MB."""
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= step:
+            return f"{count / step:.3g} {unit}"
+    return f"{count} B"
