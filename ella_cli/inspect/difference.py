@@ -1,4 +1,4 @@
-"""How far two pasts, or two adapters, are apart: module by module, from factors where there are any."""
+"""How far two pasts, or two adapters, are apart, module by module; from factors where they are."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _total(modules: list[ModuleDifference]) -> ModuleDifference:
 
 
 def _past_facts(a: Past, b: Past) -> tuple[tuple[str, str, str], ...]:
-    rows = (
+    return (
         ("stored", a.store, b.store),
         ("energy", _energy(a), _energy(b)),
         ("base model", a.base.model or "–", b.base.model or "–"),
@@ -159,7 +159,6 @@ def _past_facts(a: Past, b: Past) -> tuple[tuple[str, str, str], ...]:
         ("modules", str(len(a.names)), str(len(b.names))),
         ("digest", a.digest[:12], b.digest[:12]),
     )
-    return rows
 
 
 def _adapter_facts(a: Adapter, b: Adapter) -> tuple[tuple[str, str, str], ...]:
@@ -174,7 +173,7 @@ def _adapter_facts(a: Adapter, b: Adapter) -> tuple[tuple[str, str, str], ...]:
 
 def _energy(past: Past) -> str:
     kind = past.record.energy
-    words = [kind.kind]
+    words: list[str] = [kind.kind]
     if kind.last is not None:
         words.append(f"last {kind.last}")
     if kind.decay is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ella_cli.inspect.concentration import Bins, Concentration
@@ -59,7 +60,7 @@ def energy_of(past: Past) -> EnergyReport:
     found: list[tuple[str, tuple[int, int], Concentration, tuple[float, float] | None]] = []
     for name in past.names:
         operand = past.operand(name)
-        energy = _energy_vector(operand)
+        energy = energy_vector(operand)
         written: tuple[float, float] | None = None
         if separate:
             written = _kept_and_written(past, name)
@@ -104,16 +105,13 @@ def _unweighted(past: Past) -> bool:
     return past.record.energy.last is None and past.record.energy.decay is None
 
 
-def _energy_vector(
-    operand: Tensor | Factors,
-) -> numpy.ndarray[tuple[int], numpy.dtype[numpy.float32]]:
-    """E of one module as one f32 axis, in memory of our own: it is sorted in place."""
+def energy_vector(operand: Tensor | Factors) -> NDArray[numpy.float32]:
+    """E of one module as one axis, in memory of our own: it is sorted in place."""
     rows, columns = operand.shape
-    energy = torch.empty(rows, columns)  # (M, N) f32
+    energy = numpy.empty((rows, columns), numpy.float32)
     for block, values in row_blocks(operand):
-        energy[block] = values.abs_().float()
-    vector: numpy.ndarray[tuple[int], numpy.dtype[numpy.float32]] = energy.view(-1).numpy()
-    return vector
+        energy[block] = values.abs_().numpy()
+    return energy.reshape(-1)
 
 
 def _kept_and_written(past: Past, name: str) -> tuple[float, float]:

@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass
 
 import numpy
-import torch
 from torch import Tensor
 
 from ella_cli.adapter import Adapter
 from ella_cli.errors import ShapeError
+from ella_cli.inspect.energy import energy_vector
 from ella_cli.inspect.products import as_factors, cosine, inner, norm, shared_energy
 from ella_cli.inspect.task_updates import separate_tasks, task_updates, why_not_separate
 from ella_cli.inspect.tiles import row_blocks
@@ -84,12 +84,12 @@ def overlap_of(adapter: Adapter, past: Past) -> OverlapReport:
         for found, other in zip(by_task, task_updates(past, name) if names else (), strict=True):
             if other is not None:
                 found.append(between(name, update, other))
-    total = _together("all modules", modules)
+    total = together("all modules", modules)
     return OverlapReport(
         adapter_task=adapter.task,
         modules=tuple(modules),
         total=total,
-        tasks=tuple(_together(n, found) for n, found in zip(names, by_task, strict=True) if found),
+        tasks=tuple(together(n, found) for n, found in zip(names, by_task, strict=True) if found),
         worst=tuple(
             (task, max(found, key=lambda one: one.penalty))
             for task, found in zip(names, by_task, strict=True)
@@ -190,17 +190,13 @@ def _module(name: str, update: Factors, past: Past) -> Overlap:
 
 def _top(operand: Tensor | Factors) -> tuple[float, int]:
     """The energy that the top share of coordinates reach, and how many that is; 0 for no energy."""
-    rows, columns = operand.shape
-    energy = torch.empty(rows, columns)  # (M, N) f32
-    for block, values in row_blocks(operand):
-        energy[block] = values.abs_().float()
-    vector = energy.view(-1).numpy()
-    count = max(1, round(TOP_SHARE * vector.size))
-    vector.partition(vector.size - count)
-    threshold = float(vector[vector.size - count])
+    energy = energy_vector(operand)
+    count = max(1, round(TOP_SHARE * energy.size))
+    energy.partition(energy.size - count)
+    threshold = float(energy[energy.size - count])
     if threshold == 0.0:
         # Fewer coordinates than the share hold any energy: those that do are the top.
-        count = int(numpy.count_nonzero(vector))
+        count = int(numpy.count_nonzero(energy))
         threshold = float(numpy.finfo(numpy.float32).smallest_subnormal)
     return threshold, count
 
@@ -209,7 +205,7 @@ def _norm(matrix: Tensor | Factors) -> float:
     return math.sqrt(sum(float(block.square().sum()) for _, block in row_blocks(matrix)))
 
 
-def _together(name: str, parts: list[Overlap]) -> Overlap:
+def together(name: str, parts: list[Overlap]) -> Overlap:
     """Modules as one long vector."""
     update = math.sqrt(math.fsum(p.update_norm**2 for p in parts))
     past = math.sqrt(math.fsum(p.past_norm**2 for p in parts))

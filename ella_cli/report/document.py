@@ -5,6 +5,7 @@
         ├── Words        a sentence; plain, or a warning
         ├── Table        named columns, rows of text and numbers
         ├── HeatMap      numbers in two named directions, coloured and printed
+        ├── Tree         one thing built on another
         └── Lines        curves over a named horizontal axis
 
 Parts are plain values; the renderers beside this file (terminal, markdown, html, figure) each draw
@@ -102,7 +103,13 @@ class Lines:
     note: str = ""
 
 
-Part = Words | Table | HeatMap | Lines
+@dataclass(frozen=True)
+class Tree:
+    text: str
+    below: tuple[Tree, ...] = ()
+
+
+Part = Words | Table | HeatMap | Tree | Lines
 
 
 @dataclass(frozen=True)

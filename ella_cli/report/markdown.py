@@ -10,6 +10,7 @@ from ella_cli.report.document import (
     Lines,
     Part,
     Table,
+    Tree,
     Words,
     cell_text,
     finite,
@@ -34,6 +35,8 @@ def render_part(part: Part) -> str:
         return _titled(part.title, _table(part), part.note)
     if isinstance(part, HeatMap):
         return _titled(part.title, _table(_as_table(part)), part.note)
+    if isinstance(part, Tree):
+        return "\n".join(_tree(part, 0))
     return _titled(part.title, _table(_curve_table(part)), part.note)
 
 
@@ -70,6 +73,13 @@ def _curve_table(lines: Lines) -> Table:
     return Table(
         "", (lines.y_axis, f"points ({lines.x_axis})", "first", "lowest", "last"), tuple(rows)
     )
+
+
+def _tree(tree: Tree, depth: int) -> list[str]:
+    lines = [f"{'  ' * depth}- {_inline(tree.text)}"]
+    for branch in tree.below:
+        lines += _tree(branch, depth + 1)
+    return lines
 
 
 def _row(cells: Sequence[str], *, literal: bool = False) -> str:

@@ -8,6 +8,7 @@ from rich.rule import Rule
 from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
+from rich.tree import Tree as RichTree
 
 from ella_cli.report.colours import css, heat, ink
 from ella_cli.report.document import (
@@ -16,6 +17,7 @@ from ella_cli.report.document import (
     Lines,
     Part,
     Table,
+    Tree,
     Words,
     cell_text,
     finite,
@@ -49,6 +51,8 @@ def render_part(part: Part) -> RenderableType:
         return _table(part)
     if isinstance(part, HeatMap):
         return _heat_map(part)
+    if isinstance(part, Tree):
+        return _tree(part)
     return _lines(part)
 
 
@@ -76,6 +80,13 @@ def _heat_map(heat_map: HeatMap) -> RichTable:
                 style = Style(color=css(ink(back)), bgcolor=css(back))
             cells.append(Text(heat_map.text(value), style=style))
         shown.add_row(*cells)
+    return shown
+
+
+def _tree(tree: Tree) -> RichTree:
+    shown = RichTree(Text(tree.text), guide_style="dim")
+    for branch in tree.below:
+        shown.add(_tree(branch))
     return shown
 
 

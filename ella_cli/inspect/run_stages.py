@@ -1,0 +1,72 @@
+"""A run's folder as inspect needs it: order, finished adapters, and scores where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ella_cli.accuracy import AccuracyMatrix
+from ella_cli.adapter import Adapter, read_adapter
+from ella_cli.errors import StorageError
+from ella_cli.files import read_json
+
+
+@dataclass(frozen=True, eq=False)
+class RunStages:
+    """One run.
+
+    `stages` are what is trained one after the other: the tasks, or "joint". `adapters[j]` is stage
+    j's, None where it is not trained; `accuracy` is None where nothing was scored; `scored` has the
+    cells that are there, by the stage's folder.
+    """
+
+    path: Path
+    record: Mapping[str, Any]
+    order: tuple[str, ...]
+    stages: tuple[str, ...]
+    method: str
+    adapters: tuple[Adapter | None, ...]
+    accuracy: AccuracyMatrix | None
+    scored: Mapping[str, frozenset[str]]
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether each stage's adapter is one term of the sum that the model is."""
+        return self.method not in ("seqlora", "single", "joint")
+
+
+def read_run_stages(folder: Path) -> RunStages:
+    """
+    Raises:
+        StorageError: no run.json there, or one that names no order.
+        AdapterError: a stage's adapter is damaged.
+    """
+    record_path, results_path = folder / "run.json", folder / "results.json"
+    if not record_path.is_file():
+        raise StorageError(f"{folder} holds no run.json", hint="name a folder that `ella run` made")
+    record = read_json(record_path)
+    order = record.get("order") if isinstance(record, dict) else None
+    if not isinstance(order, list) or not order:
+        raise StorageError(f"{record_path} names no order", hint="it was changed by hand")
+    method = str(record.get("method", "unknown method"))
+    stages = ("joint",) if method == "joint" else tuple(str(task) for task in order)
+    folders = [folder / "stages" / f"{i:02d}-{stage}" for i, stage in enumerate(stages, start=1)]
+    results = read_json(results_path) if results_path.is_file() else None
+    return RunStages(
+        path=folder,
+        record=record,
+        order=tuple(str(task) for task in order),
+        stages=stages,
+        method=method,
+        adapters=tuple(
+            read_adapter(one) if (one / "adapter_config.json").is_file() else None
+            for one in folders
+        ),
+        accuracy=None if results is None else AccuracyMatrix.from_json(results),
+        scored={
+            stage.name: frozenset(cell.stem for cell in stage.glob("*.json"))
+            for stage in sorted((folder / "scores").glob("*/"))
+        },
+    )
