@@ -112,13 +112,20 @@ def _label(hub: Hub, value: object) -> str | None:
 
 def _load(spec: TaskSpec, hub: Hub, split: str) -> _Table:
     import datasets
+    from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return cast(_Table, datasets.load_dataset(hub.dataset, hub.config, split=split))
     # What `datasets` raises without a network, for a data set gone from the hub (both are
     # OSErrors), and for a changed config or split.
-    except (OSError, HfHubHTTPError, ValueError, RuntimeError) as error:
+    except (
+        OSError,
+        HfHubHTTPError,
+        DatasetsError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TaskError(
             f"cannot load {spec.name} from the hub ({hub.dataset}): {reason:.160}",

@@ -7,7 +7,7 @@ from pathlib import Path
 from ella_cli.errors import TaskError
 from ella_cli.tasks.folders import Contents, find_folder, read_own, read_published
 from ella_cli.tasks.grammar import DEMO_NAMES, demo_contents
-from ella_cli.tasks.orders import is_path, known_names
+from ella_cli.tasks.orders import is_written_as_path, known_names
 from ella_cli.tasks.rows import Task, make_task
 from ella_cli.tasks.spec import TaskSpec, builtin_spec, unknown_task
 
@@ -61,7 +61,7 @@ def load_task(
 def _read(name: str, data: Path | None) -> tuple[Contents, str]:
     if name in DEMO_NAMES:
         return demo_contents(name), "seeded grammar"
-    spec = builtin_spec(name)
+    spec = None if is_written_as_path(name) else builtin_spec(name)
     if spec is None:
         folder = _own_folder(name, data)
         return read_own(folder), str(folder)
@@ -79,15 +79,15 @@ def _read(name: str, data: Path | None) -> tuple[Contents, str]:
 
 
 def _own_folder(name: str, data: Path | None) -> Path:
-    if data is not None and not Path(name).is_absolute():
-        found = find_folder(TaskSpec(name=name), data) if not is_path(name) else data / name
-        if found is not None and found.is_dir():
+    if data is not None and not is_written_as_path(name):
+        found = find_folder(TaskSpec(name=name), data)
+        if found is not None:
             return found
-    if not is_path(name):
-        raise unknown_task(name, known_names())
     folder = Path(name).expanduser()
-    if not folder.is_dir():
+    if folder.is_dir():
+        return folder
+    if is_written_as_path(name):
         raise TaskError(
             f"no folder {name}", hint="a task of your own is a folder with train and test files"
         )
-    return folder
+    raise unknown_task(name, known_names())

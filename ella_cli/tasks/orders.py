@@ -52,18 +52,19 @@ def task_name(text: str) -> str:
     Raises:
         TaskError: neither, with names that look alike.
     """
-    if text in DEMO_NAMES:
+    if text in DEMO_NAMES or is_written_as_path(text):
         return text
     spec = builtin_spec(text)
     if spec is not None:
         return spec.name
-    if is_path(text):
+    if Path(text).is_dir():
         return text
     raise unknown_task(text, known_names())
 
 
-def is_path(text: str) -> bool:
-    return "/" in text or "\\" in text or text.startswith((".", "~")) or Path(text).is_dir()
+def is_written_as_path(text: str) -> bool:
+    """Whether only a path can be meant: ./amazon is a folder, amazon the built-in task."""
+    return "/" in text or "\\" in text or text.startswith((".", "~"))
 
 
 def known_names() -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ella_cli.errors import TaskError
-from ella_cli.tasks import ORDERS, Row, load_task
+from ella_cli.tasks import ORDERS, Row, load_task, resolve_order
 
 WriteFolder = Callable[..., Path]
 
@@ -116,6 +116,16 @@ def test_chats_become_free_text_scored_by_overlap(write_folder: WriteFolder) -> 
     assert task.spec.labels == ()
     assert task.spec.metric == "rouge-l"
     assert not task.spec.frame
+
+
+def test_a_folder_written_as_a_path_is_not_the_built_in_task_of_its_name(
+    write_folder: WriteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "text,label\na,x\nb,x\nc,y\nd,y\n"
+    folder = write_folder("amazon", {"train.csv": rows, "test.csv": "text,label\ne,x\n"})
+    monkeypatch.chdir(folder.parent)
+    assert load_task("./amazon").spec.labels == ("x", "y")
+    assert resolve_order("./amazon,amazon") == ("./amazon", "amazon")
 
 
 def test_a_folder_below_data_goes_by_its_name(write_folder: WriteFolder, tmp_path: Path) -> None:
