@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from ella_cli.adapter.lora_config import LoraSettings
-from ella_cli.adapter.tensor_file import FLOATS, Entry, TensorFile, bytes_of
+from ella_cli.adapter.tensor_file import FLOATS, Entry, TensorFile, bytes_of, dtype_name
 from ella_cli.errors import AdapterError
 from ella_cli.files import read_json
 
@@ -125,14 +125,18 @@ def read_update(file: TensorFile, source: Source) -> Update:
 
 
 def factors_digest(file: TensorFile, sources: Mapping[str, Source]) -> str:
+    return tensors_digest(sources, file.read)
+
+
+def tensors_digest(sources: Mapping[str, Source], tensor: Callable[[str], Tensor]) -> str:
     digest = hashlib.sha256()
     for name, source in sources.items():
         digest.update(f"{name} {source.scale!r}".encode())
-        for tensor in (source.b, source.a):
-            entry = file.entries[tensor]
-            content = hashlib.sha256(bytes_of(file.read(tensor))).hexdigest()
-            digest.update(f" {entry.dtype} {content}".encode())
-        digest.update(f" {source.shape} {source.rank}\n".encode())
+        for key in (source.b, source.a):
+            content = tensor(key)
+            checksum = hashlib.sha256(bytes_of(content)).hexdigest()
+            digest.update(f" {dtype_name(content)} {checksum}".encode())
+        digest.update(f" {list(source.shape)} {source.rank}\n".encode())
     return digest.hexdigest()
 
 

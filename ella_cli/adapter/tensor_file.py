@@ -56,8 +56,9 @@ class Entry:
         return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
-def entry_of(tensor: Tensor) -> Entry:
-    return Entry(_FLOAT_NAMES[tensor.dtype], tuple(tensor.shape))
+def dtype_name(tensor: Tensor) -> str:
+    """As the format writes it: F32, BF16, ..."""
+    return _FLOAT_NAMES[tensor.dtype]
 
 
 @dataclass(frozen=True, eq=False)

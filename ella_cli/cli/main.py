@@ -13,6 +13,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ella_cli.cli.accumulate import accumulate
+from ella_cli.cli.config_schema import config_schema
+from ella_cli.cli.demo import demo
+from ella_cli.cli.env import env
 from ella_cli.cli.evaluate import evaluate
 from ella_cli.cli.report import report
 from ella_cli.cli.run import run
@@ -34,7 +38,11 @@ app.command()(train)
 app.command()(evaluate)
 app.command("eval", hidden=True)(evaluate)
 app.command()(run)
+app.command()(accumulate)
 app.command()(report)
+app.command()(demo)
+app.command()(env)
+app.command("config-schema")(config_schema)
 app.add_typer(tasks, name="tasks")
 
 

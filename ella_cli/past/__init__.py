@@ -10,7 +10,17 @@ docs/file-formats.md specifies the file.
 from __future__ import annotations
 
 from ella_cli.past.accumulation import Accumulated, accumulate
+from ella_cli.past.compaction import Compacted, compact
 from ella_cli.past.past import Past, read_past
 from ella_cli.past.record import Base, PastTask
 
-__all__ = ["Accumulated", "Base", "Past", "PastTask", "accumulate", "read_past"]
+__all__ = [
+    "Accumulated",
+    "Base",
+    "Compacted",
+    "Past",
+    "PastTask",
+    "accumulate",
+    "compact",
+    "read_past",
+]

@@ -121,8 +121,8 @@ def accumulate(
             draft.add(read_adapter(folder))
         change = draft.change()
         chosen = _store(change, old, store)
-        if old is not None and not (adapters or outgoing):
-            _refuse_idleness(old, kind, chosen)
+        if not (adapters or outgoing):
+            _refuse_idleness(path, old, kind, chosen)
         with replacing(path) as temporary:
             write = write_factored if chosen == "factored" else write_dense
             write(change, temporary)
@@ -221,13 +221,16 @@ def _store(change: Change, old: Past | None, choice: StoreChoice) -> Store:
         return "factored"
     if choice != "auto":
         return choice
+    if old is not None and change.tasks == old.tasks[: len(change.tasks)]:
+        # Nothing came in: no reason to forget the tasks' own factors.
+        return "factored"
     return "factored" if change.factored_bytes < change.dense_bytes else "dense"
 
 
-def _refuse_idleness(old: Past, kind: EnergyKind, chosen: Store) -> None:
-    if kind == old.record.energy and chosen == old.store:
+def _refuse_idleness(path: Path, old: Past | None, kind: EnergyKind, chosen: Store) -> None:
+    if old is None or (kind == old.record.energy and chosen == old.store):
         raise SettingsError(
-            f"nothing to do for {old.path}",
+            f"nothing to do for {path}",
             hint="give adapters to add, --drop, --replace, another --energy or --store",
         )
 
