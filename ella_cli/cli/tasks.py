@@ -109,7 +109,7 @@ def _tell(output: Output, task: Task, summary: TaskSummary, *, verdict: str) -> 
     from ella_cli.tasks import build_prompt
 
     for words in summary.warnings:
-        output.warn(escape(words))
+        output.warn(escape(f"{task.spec.name}: {words}"))
     row = task.train[0]
     prompts = {
         variant: str(build_prompt(task.spec, row, header=header))

@@ -157,7 +157,7 @@ def _filled(spec: TaskSpec) -> TaskSpec:
 def _unlearnt(spec: TaskSpec, train: list[Row]) -> list[str]:
     shown = {row.answer.casefold() for row in train}
     missing = [label for label in spec.labels if label.casefold() not in shown]
-    return [f"{spec.name}: no train row has the label {label!r}" for label in missing]
+    return [f"no train row has the label {label!r}" for label in missing]
 
 
 def _levels(data: Path) -> Iterator[list[Path]]:

@@ -63,7 +63,7 @@ def find_labels(
     for label, _ in spellings.most_common():
         best.setdefault(label.casefold(), label)
     notes = [
-        f"{spec.name}: the label {label!r} is taken for {best[label.casefold()]!r}"
+        f"the label {label!r} is taken for {best[label.casefold()]!r}"
         for label in sorted(spellings)
         if best[label.casefold()] != label
     ]
@@ -105,7 +105,7 @@ def hold_to_labels(
             + f"labels are {_shown(spec.labels)}",
         )
     return held, [
-        f"{spec.name}: left out {len(stray)} of {len(rows)} {split} rows, "
+        f"left out {len(stray)} of {len(rows)} {split} rows, "
         f"whose label is not in the set (first {stray[0]!r:.60})"
     ]
 

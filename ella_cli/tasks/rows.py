@@ -67,8 +67,7 @@ def make_task(
     overlap = _overlap(train, test)
     if overlap and not validation:
         notes.append(
-            f"{overlap} of {len(test)} test rows of {spec.name} are also in train; "
-            "scores will be too high"
+            f"{overlap} of {len(test)} test rows are also in train; scores will be too high"
         )
     if validation:
         train, test = _hold_out(spec, train, validation)

@@ -76,7 +76,7 @@ def summarise(task: Task) -> TaskSummary:
     known = {normal_form(row.text) for row in task.train}
     overlap = sum(normal_form(row.text) in known for row in task.test)
     commonest = max(test.labels.values()) / test.rows if test.labels else None
-    warnings = [*task.warnings, *_doubts(task, train, test, commonest)]
+    warnings = [*task.warnings, *_doubts(train, test, commonest)]
     return TaskSummary(train, test, overlap, commonest, tuple(warnings))
 
 
@@ -116,25 +116,21 @@ def _split(task: Task, rows: Sequence[Row]) -> SplitSummary:
     )
 
 
-def _doubts(
-    task: Task, train: SplitSummary, test: SplitSummary, commonest: float | None
-) -> list[str]:
-    name = task.spec.name
+def _doubts(train: SplitSummary, test: SplitSummary, commonest: float | None) -> list[str]:
     doubts = []
     few = [label for label, count in train.labels.items() if 0 < count < _FEW_TRAIN_PER_LABEL]
     if few:
-        doubts.append(f"{name}: fewer than {_FEW_TRAIN_PER_LABEL} train rows for {_shown(few)}")
+        doubts.append(f"fewer than {_FEW_TRAIN_PER_LABEL} train rows for {_shown(few)}")
     if train.contradicting:
-        doubts.append(f"{name}: {train.contradicting} train rows repeat a text with another answer")
+        doubts.append(f"{train.contradicting} train rows repeat a text with another answer")
     if test.rows < _FEW_TEST:
         doubts.append(
-            f"{name}: {test.rows} test rows leave about ±{_half_width(test.rows):.0%} of chance "
-            "in a score"
+            f"{test.rows} test rows leave about ±{_half_width(test.rows):.0%} of chance in a score"
         )
     if len(train.labels) == 1:
-        doubts.append(f"{name}: there is only one label, so there is nothing to tell apart")
+        doubts.append("there is only one label, so there is nothing to tell apart")
     elif commonest is not None and commonest > _MOST_ONE_LABEL:
-        doubts.append(f"{name}: always answering the commonest label would score {commonest:.0%}")
+        doubts.append(f"always answering the commonest label would score {commonest:.0%}")
     return doubts
 
 

@@ -45,7 +45,7 @@ def test_answers_that_are_no_labels_leave_free_text(answers: list[str]) -> None:
 def test_two_spellings_of_a_label_are_one_and_the_user_is_told() -> None:
     found, notes = find_labels(SPEC, _rows("Yes", "Yes", "yes", "No", "No", "No"), [])
     assert found.labels == ("No", "Yes")
-    assert notes == ["t: the label 'yes' is taken for 'Yes'"]
+    assert notes == ["the label 'yes' is taken for 'Yes'"]
     held, _ = hold_to_labels(found, _rows("yes", "Yes", "NO"), "train", drop=False)
     assert [row.answer for row in held] == ["Yes", "Yes", "No"]
 

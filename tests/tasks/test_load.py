@@ -164,7 +164,7 @@ def test_a_label_never_seen_in_train_is_told(write_folder: WriteFolder) -> None:
         "mine",
         {"train.csv": "text,label\na,x\nb,x\nc,y\nd,y\n", "test.csv": "text,label\ne,z\nf,z\n"},
     )
-    assert "mine: no train row has the label 'z'" in load_task(str(folder)).warnings
+    assert "no train row has the label 'z'" in load_task(str(folder)).warnings
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_more_rows_than_there_are_cannot_be_held_out() -> None:
 
 def test_test_rows_that_are_also_in_train_are_warned_of() -> None:
     task = _task(_rows(20), [Row(" Text  3 ", "a"), *_rows(4, 100)])
-    assert task.warnings == ("1 of 5 test rows of t are also in train; scores will be too high",)
+    assert task.warnings == ("1 of 5 test rows are also in train; scores will be too high",)
     assert _task(_rows(20), _rows(4, 100)).warnings == ()
 
 

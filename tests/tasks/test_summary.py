@@ -37,7 +37,7 @@ def test_rows_labels_and_lengths_are_counted(write_folder: WriteFolder) -> None:
 @pytest.mark.parametrize(
     ("train", "test", "words"),
     [
-        ([("t1", "a"), ("t2", "b")] * 20, [("t1", "a")], "1 of 1 test rows of t are also in train"),
+        ([("t1", "a"), ("t2", "b")] * 20, [("t1", "a")], "1 of 1 test rows are also in train"),
         ([("t1", "a"), ("T1", "b")] * 5, [("x", "a")], "repeat a text with another answer"),
         ([(f"t{i}", "a") for i in range(20)], [("x", "a")], "only one label"),
         ([("t1", "a"), ("t2", "b")] * 2, [("x", "a")], "fewer than 10 train rows for a, b"),
