@@ -166,7 +166,7 @@ class AccuracyMatrix:
     def _best_before_last(self, task: int) -> Score:
         if all(row[task] is None for row in self.matrix[task:-1]):
             return None
-        return max(row[task] for row in self.matrix[:-1] if row[task] is not None)  # type: ignore[type-var]
+        return max(score for row in self.matrix[:-1] if (score := row[task]) is not None)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ Understood as they come:
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from ella_cli.tasks.columns import rows_of
 from ella_cli.tasks.labels import find_labels, hold_to_labels, read_labels
 from ella_cli.tasks.records import SUFFIXES, read_records
 from ella_cli.tasks.rows import Row
-from ella_cli.tasks.spec import TaskSpec, read_spec
+from ella_cli.tasks.spec import TaskSpec, plain_name, read_spec
 
 # How deep below --data a task's folder may lie: benchmark/kind/dataset.
 _DEPTH = 3
@@ -47,9 +46,11 @@ def find_folder(spec: TaskSpec, data: Path) -> Path | None:
     """
     if not data.is_dir():
         raise TaskError(f"--data {data} is not a folder", hint="name the folder of the tasks")
-    names = {_plain(spec.name), _plain(spec.dataset or spec.name)}
+    names = {plain_name(spec.name), plain_name(spec.dataset or spec.name)}
     for level in _levels(data):
-        found = [folder for folder in level if _plain(folder.name) in names and _has_train(folder)]
+        found = [
+            folder for folder in level if plain_name(folder.name) in names and _has_train(folder)
+        ]
         if len(found) > 1:
             raise TaskError(
                 f"{data} holds {spec.name} {len(found)} times: "
@@ -173,7 +174,3 @@ def _levels(data: Path) -> Iterator[list[Path]]:
 
 def _has_train(folder: Path) -> bool:
     return any((folder / f"train{suffix}").is_file() for suffix in SUFFIXES)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.casefold())

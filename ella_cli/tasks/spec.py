@@ -99,6 +99,11 @@ class TaskSpec:
     citation: str = ""
 
     def __post_init__(self) -> None:
+        if not self.name.strip() or self.name.startswith(".") or re.search(r"[/\\\0]", self.name):
+            raise TaskError(
+                f"{self.name!r} cannot be a task's name, for results are filed under it",
+                hint="use letters, digits, - and _",
+            )
         twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
         if twice:
             raise TaskError(
@@ -109,10 +114,6 @@ class TaskSpec:
             raise TaskError(
                 f"task {self.name!r} has an empty label", hint="give every label a text"
             )
-
-    @property
-    def is_classification(self) -> bool:
-        return bool(self.labels)
 
     @property
     def header(self) -> str:
@@ -176,14 +177,16 @@ def builtin_names() -> tuple[str, ...]:
 
 def builtin_spec(name: str) -> TaskSpec | None:
     """The built-in task of that name, upper and lower case and punctuation aside, or None."""
-    path = {_plain(known): path for known, path in _builtin_paths().items()}.get(_plain(name))
+    path = {plain_name(known): path for known, path in _builtin_paths().items()}.get(
+        plain_name(name)
+    )
     return _read_builtin(path) if path else None
 
 
 def near_names(name: str, known: Iterable[str]) -> tuple[str, ...]:
     """Up to three known names that look like `name`, nearest first."""
-    plain = {_plain(one): one for one in known}
-    return tuple(plain[one] for one in difflib.get_close_matches(_plain(name), plain, n=3))
+    plain = {plain_name(one): one for one in known}
+    return tuple(plain[one] for one in difflib.get_close_matches(plain_name(name), plain, n=3))
 
 
 def unknown_task(name: str, known: Iterable[str]) -> TaskError:
@@ -205,8 +208,9 @@ def _read_builtin(path: Path) -> TaskSpec:
     return read_spec(path)
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.casefold())
+def plain_name(name: str) -> str:
+    """`name` by which two spellings count as one: SST-2 is sst2."""
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 class _PlainLoader(yaml.SafeLoader):

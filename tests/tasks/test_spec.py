@@ -52,6 +52,9 @@ def test_a_task_is_found_whatever_its_case_and_punctuation() -> None:
         ("metric: f1", "metric"),
         ("labels: [a, a]", "'a' twice"),
         ("labels: ['a', ' ']", "empty label"),
+        ("name: a/b", "cannot be a task's name"),
+        ("name: ..", "cannot be a task's name"),
+        ("name: ''", "cannot be a task's name"),
         ("- a\n- b", "does not describe a task"),
         ("labels: [a\n", "not YAML at line"),
     ],
@@ -69,3 +72,7 @@ def test_near_names_find_a_slip_of_the_finger() -> None:
     assert near_names("amazn", builtin_names())[0] == "amazon"
     assert near_names("MeetingBnk", builtin_names()) == ("MeetingBank",)
     assert near_names("qqqqqqqqqq", builtin_names()) == ()
+
+
+def test_near_names_work_in_any_script() -> None:
+    assert near_names("立场支特", ("立场支持", "其他反对")) == ("立场支持",)
