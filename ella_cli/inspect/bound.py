@@ -191,6 +191,12 @@ def bounds_of(
     )
 
 
+def trained_lambda(adapter: Adapter) -> tuple[float, ...]:
+    """The λ that the adapter was trained with, if that is known and not 0."""
+    lam = (adapter.manifest or {}).get("lambda")
+    return (float(lam),) if isinstance(lam, int | float) and lam > 0 else ()
+
+
 def _sums_of(
     name: str, adapter: Adapter, past: Past, lam: float, reference: Adapter | None
 ) -> Sums:

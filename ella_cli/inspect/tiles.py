@@ -1,11 +1,8 @@
-"""A module's past in blocks of rows, so that no more than one block is in memory beside the file.
-
-Also the module's place in the model, for heat maps of layers × kinds of module.
-"""
+"""A module's past in blocks of rows: no more than a few blocks are in memory beside the file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -29,39 +26,6 @@ def row_blocks(past: Tensor | Factors) -> Iterator[tuple[slice, Tensor]]:
             yield block, past[block].to(torch.float64, copy=True)  # (rows, N)
 
 
-def layer_and_kind(name: str) -> tuple[str, str]:
-    """A module's layer and what it is there.
-
-    `model.layers.3.self_attn.q_proj` gives ("3", "q_proj"), T5's
-    `decoder.block.0.layer.1.EncDecAttention.q` gives ("0", "decoder.EncDecAttention.q"): the first
-    number is the layer, and of the rest stays what tells modules of one layer apart.
-    """
-    words = name.split(".")
-    numbers = [index for index, word in enumerate(words) if word.isdigit()]
-    if not numbers:
-        return "–", name
-    first = numbers[0]
-    tail = [word for word in words[first + 1 :] if not word.isdigit() and word != "layer"]
-    side = [words[0]] if words[0] in ("encoder", "decoder") else []
-    short = tail[-1:] if tail[:-1] in (["self_attn"], ["attn"], ["attention", "self"]) else tail
-    return words[first], ".".join(side + short) or name
-
-
-def layer_grid(
-    values: Sequence[tuple[str, float]],
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[float | None, ...], ...]]:
-    """Layers, kinds, and the value of each kind in each layer (None where there is none)."""
-    cells = {layer_and_kind(name): value for name, value in values}
-    if len(cells) < len(values):
-        # Two modules share a place: name them in full rather than lose one.
-        cells = {("–", name): value for name, value in values}
-    layers = list(dict.fromkeys(layer for layer, _ in cells))
-    layers.sort(key=lambda layer: (not layer.isdigit(), int(layer) if layer.isdigit() else 0))
-    kinds = tuple(dict.fromkeys(kind for _, kind in cells))
-    grid = tuple(tuple(cells.get((layer, kind)) for kind in kinds) for layer in layers)
-    return tuple(layers), kinds, grid
-
-
 def orthonormal(columns: Tensor) -> Tensor:
     """An orthonormal basis of the space that the columns span, f64, (M, rank).
 
@@ -71,4 +35,5 @@ def orthonormal(columns: Tensor) -> Tensor:
         return columns.double()
     left, values, _ = torch.linalg.svd(columns.double(), full_matrices=False)
     rank = int((values > _ROUNDING * float(values[0])).sum()) if float(values[0]) > 0 else 0
-    return left[:, :rank]
+    basis: Tensor = left[:, :rank]  # (M, rank)
+    return basis

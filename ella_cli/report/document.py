@@ -15,9 +15,12 @@ every kind of part. No tensors.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+_NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?%?( ± [\d.]+)?")
 
 Cell = str | int | float | bool | None
 Scale = Literal["unit", "positive", "signed"]
@@ -153,9 +156,13 @@ def cell_text(cell: Cell) -> str:
 def is_numeric_column(table: Table, column: int) -> bool:
     """True if the column holds numbers only (and gaps), so that it is set flush right."""
     cells = [row[column] for row in table.rows if row[column] is not None]
-    return bool(cells) and all(
-        isinstance(c, int | float) and not isinstance(c, bool) for c in cells
-    )
+    return bool(cells) and all(_is_number(cell) for cell in cells)
+
+
+def _is_number(cell: Cell) -> bool:
+    if isinstance(cell, str):
+        return _NUMBER.fullmatch(cell) is not None
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
 def finite(values: Sequence[float | None]) -> list[float]:

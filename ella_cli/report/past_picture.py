@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ella_cli.report.document import Section
+from ella_cli.report.inspected_past import energy_section, spectrum_section
 from ella_cli.report.results import PAST, RunResults
 
 
@@ -17,8 +18,21 @@ class PastPicture:
 
 
 def picture_past(run: RunResults) -> PastPicture | None:
-    """None where the run kept no W_past."""
+    """None where the run kept no W_past.
+
+    Raises:
+        PastError: the file is damaged.
+    """
     path = run.path / PAST
     if not path.is_file():
         return None
-    return None
+    from ella_cli.inspect.energy import energy_of
+    from ella_cli.inspect.spectrum import spectrum_of
+    from ella_cli.past import read_past
+
+    past = read_past(path)
+    energy, spectrum = energy_of(past), spectrum_of(past)
+    return PastPicture(
+        (energy_section(energy), spectrum_section(spectrum)),
+        {"digest": past.digest, "energy": asdict(energy), "spectrum": asdict(spectrum)},
+    )

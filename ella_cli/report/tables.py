@@ -164,7 +164,7 @@ def _balance_table(run: RunResults) -> Table:
     rows = tuple(
         (
             b.task,
-            b.lam,
+            None if b.lam is None else f"{b.lam:g}",
             b.ce_start,
             b.ce_end,
             b.weighted_penalty_end,

@@ -36,8 +36,12 @@ def render(document: Document) -> Group:
         shown.append(Rule(Text(section.title, style="bold"), align="left", style="dim"))
         if section.lead:
             shown.append(Text(section.lead, style="dim"))
+        previous: Part | None = None
         for part in section.parts:
-            shown += [Text(), render_part(part)]
+            if not (isinstance(part, Words) and isinstance(previous, Words)):
+                shown.append(Text())
+            shown.append(render_part(part))
+            previous = part
         shown.append(Text())
     return Group(*shown)
 
@@ -56,18 +60,18 @@ def render_part(part: Part) -> RenderableType:
     return _lines(part)
 
 
-def _table(table: Table) -> RichTable:
-    shown = _frame(table.title, table.note)
+def _table(table: Table) -> Group:
+    shown = _frame()
     for index, column in enumerate(table.columns):
         right = is_numeric_column(table, index)
         shown.add_column(Text(column), justify="right" if right else "left")
     for row in table.rows:
         shown.add_row(*(Text(cell_text(cell)) for cell in row))
-    return shown
+    return _titled(table, shown)
 
 
-def _heat_map(heat_map: HeatMap) -> RichTable:
-    shown = _frame(heat_map.title, heat_map.note)
+def _heat_map(heat_map: HeatMap) -> Group:
+    shown = _frame()
     shown.add_column(Text(f"{heat_map.row_axis} \\ {heat_map.column_axis}"), style="dim")
     for column in heat_map.columns:
         shown.add_column(Text(column), justify="right")
@@ -80,7 +84,7 @@ def _heat_map(heat_map: HeatMap) -> RichTable:
                 style = Style(color=css(ink(back)), bgcolor=css(back))
             cells.append(Text(heat_map.text(value), style=style))
         shown.add_row(*cells)
-    return shown
+    return _titled(heat_map, shown)
 
 
 def _tree(tree: Tree) -> RichTree:
@@ -90,8 +94,8 @@ def _tree(tree: Tree) -> RichTree:
     return shown
 
 
-def _lines(lines: Lines) -> RichTable:
-    shown = _frame(lines.title, lines.note)
+def _lines(lines: Lines) -> Group:
+    shown = _frame()
     shown.add_column(Text(lines.y_axis))
     shown.add_column("first", justify="right")
     shown.add_column(Text(f"over {lines.x_axis}"))
@@ -102,19 +106,18 @@ def _lines(lines: Lines) -> RichTable:
             shown.add_row(
                 Text(series.name), number(values[0]), _sparkline(values), number(values[-1])
             )
-    return shown
+    return _titled(lines, shown)
 
 
-def _frame(title: str, note: str) -> RichTable:
-    return RichTable(
-        title=Text(title, style="bold") if title else None,
-        caption=Text(note, style="dim") if note else None,
-        title_justify="left",
-        caption_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
+def _frame() -> RichTable:
+    return RichTable(box=None, pad_edge=False, header_style="bold")
+
+
+def _titled(part: Table | HeatMap | Lines, table: RichTable) -> Group:
+    """Title and note are set on their own: a narrow table would break their lines."""
+    title = [Text(part.title, style="bold")] if part.title else []
+    note = [Text(part.note, style="dim")] if part.note else []
+    return Group(*title, table, *note)
 
 
 def _sparkline(values: list[float]) -> str:
