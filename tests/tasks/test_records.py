@@ -47,6 +47,11 @@ def test_a_quoted_field_may_hold_quotes_commas_and_line_ends(tmp_path: Path) -> 
     ]
 
 
+def test_a_line_ends_where_json_says_and_not_at_other_separators(tmp_path: Path) -> None:
+    content = '{"text": "a\u2028b\u0085c", "label": "x"}\r\n{"text": "d", "label": "y"}\r\n'
+    assert [row["text"] for row in _read(tmp_path, "t.jsonl", content)] == ["a\u2028b\u0085c", "d"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
