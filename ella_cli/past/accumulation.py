@@ -221,7 +221,7 @@ def _store(change: Change, old: Past | None, choice: StoreChoice) -> Store:
         return "factored"
     if choice != "auto":
         return choice
-    if old is not None and change.tasks == old.tasks[: len(change.tasks)]:
+    if old is not None and set(change.tasks) <= set(old.tasks):
         # Nothing came in: no reason to forget the tasks' own factors.
         return "factored"
     return "factored" if change.factored_bytes < change.dense_bytes else "dense"
