@@ -56,6 +56,9 @@ class DataFields(Settings):
     limit: int | None = _field(
         None, "At most this many train and this many test rows a task.", panel="Data", ge=1
     )
+    limit_test: int | None = _field(
+        None, "At most this many test rows a task; wins over --limit.", panel="Data", ge=1
+    )
     validation: int = _field(
         0, "Score this many held-out train rows instead of test (to choose settings).",
         panel="Data", ge=0,

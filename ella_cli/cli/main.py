@@ -18,6 +18,7 @@ from ella_cli.cli.config_schema import config_schema
 from ella_cli.cli.demo import demo
 from ella_cli.cli.env import env
 from ella_cli.cli.evaluate import evaluate
+from ella_cli.cli.inspect import inspect
 from ella_cli.cli.report import report
 from ella_cli.cli.run import run
 from ella_cli.cli.tasks import tasks
@@ -43,6 +44,7 @@ app.command()(report)
 app.command()(demo)
 app.command()(env)
 app.command("config-schema")(config_schema)
+app.add_typer(inspect, name="inspect")
 app.add_typer(tasks, name="tasks")
 
 

@@ -63,6 +63,7 @@ def train(
         task,
         data=settings.data,
         limit=settings.limit,
+        limit_test=settings.limit_test,
         validation=settings.validation,
         seed=settings.seed,
     )

