@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,12 +46,10 @@ def rates_of(device: torch.device) -> Rates:
     return CUDA if device.type == "cuda" else CPU
 
 
-def cheapest(work: Work, rates: Rates, *, calls: float = math.inf) -> str:
+def cheapest(work: Work, rates: Rates, *, among: Sequence[str], calls: float = math.inf) -> str:
     """The form of least expected seconds a call, what is prepared once spread over `calls`."""
-    if work.past_rank is None:
-        return FUSED
     return min(
-        (FUSED, TILED, GRAM),
+        among,
         key=lambda form: seconds(form, work, rates) + preparation(form, work, rates) / calls,
     )
 

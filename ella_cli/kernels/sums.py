@@ -12,7 +12,15 @@ from ella_cli.kernels.operands import Past
 from ella_cli.kernels.plan import plan_penalty
 
 
-def penalty(b: Tensor, a: Tensor, past: Past, scale: float = 1.0, *, form: str = AUTO) -> Tensor:
+def penalty(
+    b: Tensor,
+    a: Tensor,
+    past: Past,
+    scale: float = 1.0,
+    *,
+    form: str = AUTO,
+    precision: str | None = None,
+) -> Tensor:
     """Squared Frobenius norm of (scale · B A) ⊙ W_past.
 
     Args:
@@ -21,18 +29,19 @@ def penalty(b: Tensor, a: Tensor, past: Past, scale: float = 1.0, *, form: str =
         past: W_past, dense (M, N) or its factors; no gradient flows into it.
         scale: alpha / R (alpha / sqrt(R) with rsLoRA), unitless.
         form: how it is computed, "auto", "eager", "fused", "tiled" or "gram"; all are exact.
+        precision: of the products in CUDA kernels, "ieee" or "tf32"; see `plan_penalty`.
 
     Returns:
         Scalar f32 (f64 if B or A is), differentiable once in `b` and `a`.
 
     Raises:
         ShapeError: B · A and W_past do not fit.
-        SettingsError: an unknown form, or one that needs factors for a dense past.
+        SettingsError: an unknown form or precision, or a form that needs factors for a dense past.
         NonFiniteError: the value or a gradient is infinite or NaN.
 
     Source: ELLA, arXiv 2601.02232, Eq. 5; gradients in docs/method.md.
     """
-    return penalty_many([b], [a], [past], [scale], form=form)[0]
+    return penalty_many([b], [a], [past], [scale], form=form, precision=precision)[0]
 
 
 def penalty_many(
@@ -42,6 +51,7 @@ def penalty_many(
     scales: Sequence[float],
     *,
     form: str = AUTO,
+    precision: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`penalty` of all modules of a model: the total, and each module's value, detached.
 
@@ -52,7 +62,7 @@ def penalty_many(
 
     Raises:
         ShapeError: lists of different length, or a B · A that does not fit its W_past.
-        SettingsError: an unknown form, or one that needs factors for a dense past.
+        SettingsError: an unknown form or precision, or a form that needs factors for a dense past.
         NonFiniteError: a module's value or a gradient is infinite or NaN.
     """
     ranks = [b.shape[-1] if b.ndim else 0 for b in bs]
@@ -60,5 +70,5 @@ def penalty_many(
         raise ShapeError(
             f"{len(bs)} B for {len(pasts)} pasts", hint="give one B, A, past and scale a module"
         )
-    plan = plan_penalty(pasts, scales, rank=ranks, form=form, calls=1)
+    plan = plan_penalty(pasts, scales, rank=ranks, form=form, precision=precision, calls=1)
     return plan(bs, as_)
