@@ -18,6 +18,7 @@ from ella_cli.cli.config_schema import config_schema
 from ella_cli.cli.demo import demo
 from ella_cli.cli.env import env
 from ella_cli.cli.evaluate import evaluate
+from ella_cli.cli.export import export
 from ella_cli.cli.inspect import inspect
 from ella_cli.cli.report import report
 from ella_cli.cli.run import run
@@ -40,6 +41,7 @@ app.command()(evaluate)
 app.command("eval", hidden=True)(evaluate)
 app.command()(run)
 app.command()(accumulate)
+app.command()(export)
 app.command()(report)
 app.command()(demo)
 app.command()(env)

@@ -139,13 +139,10 @@ def factored_store(file: TensorFile, record: Record) -> FactoredStore:
         PastError: tensors and record do not belong together.
     """
     factors: list[dict[str, dict[str, str]]] = [{} for _ in record.blocks]
-    at = 0
     for key in file.entries:
         index, module, letter = _parsed(key)
-        # Blocks lie one after the other, so that a later write can copy them whole.
-        if not at <= index < len(factors) or letter not in ("A", "B"):
+        if not 0 <= index < len(factors) or letter not in ("A", "B"):
             raise _foreign(file, key)
-        at = index
         factors[index].setdefault(module, {})[letter] = key
     blocks = []
     for block, modules in zip(record.blocks, factors, strict=True):

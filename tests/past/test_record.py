@@ -1,0 +1,131 @@
+"""A W_past file that is damaged, foreign or of a later version is refused in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ella_cli.errors import PastError
+from ella_cli.past import accumulate, read_past
+from tests.past.conftest import MakeAdapter
+
+STORES = ("factored", "dense")
+
+
+@pytest.fixture
+def written(make_adapter: MakeAdapter, tmp_path: Path) -> dict[str, Path]:
+    folders = [make_adapter("a", 0), make_adapter("b", 1)]
+    paths = {store: tmp_path / f"{store}.safetensors" for store in STORES}
+    for store in STORES:
+        accumulate(folders, paths[store], store=store)
+    return paths
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """The same tensors under a changed record, written by the library."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    record = json.loads(metadata["ella_past"])
+    change(record)
+    save_file(load_file(path), path, metadata | {"ella_past": json.dumps(record)})
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_unknown_keys_of_a_record_are_passed_over(store: str, written: dict[str, Path]) -> None:
+    digest = read_past(written[store]).digest
+    rewrite(written[store], lambda record: record.update(colour="blue"))
+    assert read_past(written[store]).digest == digest
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r.update(version=2), "version 2"),
+        (lambda r: r.update(digest="0" * 64), "digest"),
+        (lambda r: r.update(store="sparse"), "store"),
+        (lambda r: r["energy"].update(decay=-1), "decay"),
+        (lambda r: r["energy"].update(kind="max"), "energy.kind"),
+        (lambda r: r["tasks"][0].update(update_norm="long"), r"tasks.0.update_norm"),
+        (lambda r: r["tasks"][0].pop("name"), r"tasks.0.name"),
+        (lambda r: r.update(tasks=5), "tasks"),
+    ],
+)
+def test_a_record_that_says_something_else_is_refused(
+    store: str, change: Callable[[dict[str, Any]], object], said: str, written: dict[str, Path]
+) -> None:
+    rewrite(written[store], change)
+    with pytest.raises(PastError, match=said):
+        read_past(written[store])
+
+
+def test_other_files_are_no_past(written: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(PastError, match="there is no W_past file"):
+        read_past(tmp_path / "none")
+    with pytest.raises(PastError, match="there is no W_past file"):
+        read_past(tmp_path)
+    with pytest.raises(PastError, match="is no W_past file"):
+        read_past(tmp_path / "a" / "adapter_model.safetensors")
+    metadata = {"ella_past": "{" * 10}
+    save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(PastError, match="damaged record"):
+        read_past(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("change", ["another-name", "another-type", "another-shape", "one-less"])
+def test_tensors_that_the_record_does_not_know_are_refused(
+    store: str, change: str, written: dict[str, Path]
+) -> None:
+    path = written[store]
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    first = min(tensors)
+    tensor = tensors.pop(first)
+    if change == "another-name":
+        tensors["zzz"] = tensor
+    elif change == "another-type":
+        tensors[first] = tensor.to(torch.int32)
+    elif change == "another-shape":
+        tensors[first] = tensor.flatten()
+    save_file(tensors, path, metadata)
+    with pytest.raises(PastError, match="is not what a"):
+        read_past(path)
+
+
+@pytest.mark.parametrize("store", STORES)
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_one_flipped_bit_in_the_tensors_is_noticed_when_they_are_used(
+    store: str, place: float, bit: int, written: dict[str, Path]
+) -> None:
+    path = written[store]
+    sound = path.read_bytes()
+    header = 8 + int.from_bytes(sound[:8], "little")
+    content = bytearray(sound)
+    content[header + int(place * (len(content) - header))] ^= 1 << bit
+    broken = path.with_suffix(".broken")
+    broken.write_bytes(content)
+    noticed = 0
+    past = read_past(broken)
+    for use in (past.operand, past.delta):
+        for name in past.names:
+            try:
+                use(name)
+            except PastError:
+                noticed += 1
+    assert noticed >= 2
+    with pytest.raises(PastError, match="not match"):
+        past.verify()
