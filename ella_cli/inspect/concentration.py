@@ -100,7 +100,14 @@ class Bins:
     def _quantile(self, share: float, count: int) -> float:
         if count == 0:
             return 0.0
-        index = int(numpy.searchsorted(numpy.cumsum(self.counts), share * (count - 1), "right"))
+        position = share * (count - 1)
+        low = int(position)
+        below, above = self._at(low), self._at(min(low + 1, count - 1))
+        return below + (above - below) * (position - low)
+
+    def _at(self, rank: int) -> float:
+        """The value of that rank, counted from 0, as its bin's mean."""
+        index = int(numpy.searchsorted(numpy.cumsum(self.counts), rank, "right"))
         return float(self.sums[index] / self.counts[index])
 
     def _share(self, share: float, count: int, square: float) -> float:

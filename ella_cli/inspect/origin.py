@@ -150,9 +150,7 @@ def run_origin(folder: Path) -> Origin:
         path=str(folder),
         sentences=tuple(sentences),
         missing=tuple(missing_of_run(run, past)),
-        lineage=_chain(
-            model or "unknown base", [_stage_text(run, t) for t in range(len(run.order))]
-        ),
+        lineage=_run_lineage(run, model or "unknown base"),
         facts={
             "method": run.method,
             "order": list(run.order),

@@ -45,9 +45,7 @@ def updates_of(factors: Factors) -> dict[str, torch.Tensor]:
     return {name: SCALE * (b.double() @ a.double()) for name, (b, a) in factors.items()}
 
 
-def save_adapter(
-    folder: Path, factors: Factors, manifest: Mapping[str, Any] | None = None
-) -> Path:
+def save_adapter(folder: Path, factors: Factors, manifest: Mapping[str, Any] | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, (b, a) in factors.items():

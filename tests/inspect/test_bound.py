@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ella_cli.adapter import read_adapter
+from ella_cli.errors import SettingsError, ShapeError
+from ella_cli.inspect.bound import bound_of, bounds_of, module_sums, trained_lambda
+from ella_cli.kernels import Factors
+from ella_cli.past import Past
+from tests.inspect.conftest import MODULES, WriteAdapter, random_factors, updates_of
+
+
+@pytest.mark.parametrize("lam", [0.5, 100.0])
+def test_measured_sides_are_those_of_the_multiplied_out_matrices(
+    lam: float, write_adapter: WriteAdapter, factored: Past, summed: dict[str, Tensor]
+) -> None:
+    kept, ideal = write_adapter("kept", 7), write_adapter("ideal", 8, lam=0.0)
+    report = bounds_of(read_adapter(kept), factored, [lam], read_adapter(ideal))
+    x, g = (
+        torch.cat([updates_of(random_factors(seed))[n].flatten() for n in MODULES])
+        for seed in (7, 8)
+    )
+    w = torch.cat([summed[n].flatten() for n in MODULES])
+    (total,) = report.totals
+    assert total.reference == "measured"
+    assert total.interference == pytest.approx(float(x @ w), rel=1e-4)
+    assert total.right_side == pytest.approx(
+        float(g.norm()) / (2 * math.sqrt(lam)) * math.sqrt(w.numel()), rel=1e-6
+    )
+    shrunk = g / (1 + lam * w**2)
+    assert total.shrunk_interference == pytest.approx(float(shrunk @ w), rel=1e-4)
+    assert total.agreement == pytest.approx(
+        float(x @ shrunk / (x.norm() * shrunk.norm())), abs=1e-6
+    )
+    assert total.holds == (abs(float(x @ w)) <= total.right_side)
+    assert report.failing == sum(not module.holds for module in report.modules)
+
+
+MATRICES = st.integers(0, 2**31)
+
+
+@given(MATRICES, st.floats(1e-3, 1e6), st.floats(1e-6, 1e3))
+@settings(deadline=None, max_examples=60)
+def test_with_the_implied_reference_the_bound_is_an_identity_check_at_any_size(
+    seed: int, lam: float, size: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    update = Factors(
+        size * torch.randn(7, 2, generator=generator, dtype=torch.float64),
+        torch.randn(2, 5, generator=generator, dtype=torch.float64),
+    )
+    past = torch.randn(7, 5, generator=generator)
+    found = bound_of("m", lam, module_sums(update, past, past, lam, None), measured=False)
+    assert found.holds
+    assert found.agreement == pytest.approx(1)
+    assert found.shrunk_interference == found.interference
+
+
+def test_the_printed_form_with_the_norm_squared_cannot_hold() -> None:
+    w = 0.1 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    g = 1e-5 * w.sign()
+    lam = 100.0
+    x = g / (1 + lam * w**2)
+    left, root, support = float((x * w).sum()), math.sqrt(lam), math.sqrt(w.numel())
+    assert left <= float(g.norm()) / (2 * root) * support
+    assert left > float(g.norm()) ** 2 / (2 * root) * support
+
+
+def test_the_bound_is_reached_where_every_coordinate_has_the_energy_that_lambda_favours() -> None:
+    lam = 25.0
+    past = torch.full((4, 3), 1 / math.sqrt(lam))
+    reference = Factors(torch.ones(4, 1), torch.ones(1, 3))
+    # X = G / (1 + λE²) = G / 2, the worst case.
+    kept = Factors(torch.full((4, 1), 0.5), torch.ones(1, 3))
+    sums = module_sums(kept, past, past, lam, reference)
+    assert bound_of("m", lam, sums, measured=True).tightness == pytest.approx(1, rel=1e-6)
+
+
+def test_an_energy_above_the_signed_sum_tightens_the_last_factor() -> None:
+    past = torch.tensor([[1.0, 0.0], [2.0, -1.0]])
+    energy = torch.tensor([[2.0, 0.0], [2.0, 4.0]])
+    update = Factors(torch.ones(2, 1), torch.ones(1, 2))
+    found = bound_of("m", 1.0, module_sums(update, energy, past, 1.0, None), measured=False)
+    assert found.support == pytest.approx(math.sqrt(0.5**2 + 1 + 0.25**2))
+
+
+def test_lambda_comes_from_the_manifest_or_must_be_given(
+    write_adapter: WriteAdapter, factored: Past
+) -> None:
+    assert trained_lambda(read_adapter(write_adapter("kept", 7, lam=100.0))) == (100.0,)
+    free = read_adapter(write_adapter("free", 7, lam=0.0))
+    assert trained_lambda(free) == ()
+    with pytest.raises(SettingsError, match="λ above 0"):
+        bounds_of(free, factored, trained_lambda(free))
+    with pytest.raises(SettingsError, match="got 0"):
+        bounds_of(free, factored, [0.0])
+
+
+def test_a_reference_that_lacks_a_module_is_refused(
+    write_adapter: WriteAdapter, factored: Past
+) -> None:
+    first = dict([next(iter(MODULES.items()))])
+    ideal = write_adapter("ideal", factors=random_factors(8, first))
+    with pytest.raises(ShapeError, match="does not adapt"):
+        bounds_of(read_adapter(write_adapter("kept", 7)), factored, [1.0], read_adapter(ideal))
