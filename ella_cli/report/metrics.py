@@ -37,7 +37,7 @@ METRICS = (
     Metric(
         "forgetting",
         "forgetting",
-        "mean over i < K of max over j < K of a[j, i], − a[K, i]",
+        "mean over i < K of (max over j < K of a[j, i]) − a[K, i]",
         lambda m: m.forgetting,
     ),
     Metric("learned", "learned", "mean over tasks of a[i, i]", lambda m: m.learned),
