@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 
 import torch
@@ -52,3 +53,18 @@ def relative(found: Tensor, truth: Tensor) -> float:
     """‖found − truth‖ / ‖truth‖, both in float64."""
     difference = (found.detach().double().cpu() - truth.double()).norm()
     return float(difference / truth.double().norm())
+
+
+def far_apart_rows(device: str = "cpu") -> Tensor:
+    """A (3, 5) bf16 matrix whose last row begins 2³¹ elements behind its first.
+
+    On the CPU only the pages that are written exist.
+    """
+    row = 1 << 30
+    count = 2 * row + 5
+    storage = (
+        torch.frombuffer(mmap.mmap(-1, 2 * count), dtype=torch.bfloat16)
+        if device == "cpu"
+        else torch.zeros(count, dtype=torch.bfloat16, device=device)
+    )
+    return storage.as_strided((3, 5), (row, 1))

@@ -1,0 +1,96 @@
+"""A plan prepares once, is called many times, and chooses well."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ella_cli.errors import ShapeError
+from ella_cli.kernels import Factors, gram, plan_penalty
+from ella_cli.kernels.choice import uncancelled
+from ella_cli.kernels.parts import Module
+from tests.kernels.truth import make_case, relative
+
+
+def test_a_plan_is_called_again_with_moved_parameters() -> None:
+    case = make_case(40, 30, 4, 6)
+    plan = plan_penalty([case.factors], [case.scale], rank=4)
+    for factor in (1.0, 3.0):
+        total, values = plan([factor * case.b], [case.a])
+        assert relative(total, factor**2 * case.value) < 1e-5
+        assert relative(values[0], factor**2 * case.value) < 1e-5
+
+
+def test_ranks_may_differ_between_modules() -> None:
+    cases = [make_case(40, 30, rank, 6) for rank in (4, 7)]
+    plan = plan_penalty([case.factors for case in cases], [0.75, 0.75], rank=[4, 7])
+    total, _ = plan([case.b for case in cases], [case.a for case in cases])
+    assert relative(total, cases[0].value + cases[1].value) < 1e-5
+
+
+def test_another_rank_than_planned_is_an_error_that_names_the_module() -> None:
+    case = make_case(4, 5, 3, 1)
+    plan = plan_penalty([case.factors], [1.0], rank=2, names=["layers.0.q_proj"])
+    with pytest.raises(ShapeError, match=r"layers.0.q_proj: B \(4, 3\) has rank 3, its plan 2"):
+        plan([case.b], [case.a])
+    with pytest.raises(ShapeError, match="0 B and 0 A for a plan of 1"):
+        plan([], [])
+    with pytest.raises(ShapeError, match="1 pasts, 2 scales"):
+        plan_penalty([case.factors], [1.0, 2.0], rank=2)
+
+
+def test_a_long_past_goes_through_gram_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(40, 30, 4, 9)
+    # Room for 7 of the 45 pair products of 9 columns.
+    monkeypatch.setattr(gram, "KEPT_BYTES", 7 * (40 + 30) * 4)
+    b = case.b.requires_grad_()
+    plan = plan_penalty([case.factors], [case.scale], rank=4, form="gram")
+    total, _ = plan([b], [case.a])
+    total.backward()
+    assert b.grad is not None
+    assert relative(total, case.value) < 1e-5
+    assert relative(b.grad, case.db) < 1e-5
+
+
+def test_auto_takes_gram_for_one_large_task_and_dense_for_many() -> None:
+    few = Factors(torch.ones(4096, 8), torch.ones(8, 4096))
+    many = Factors(torch.ones(512, 800), torch.ones(800, 512))
+    assert plan_penalty([few], [1.0], rank=8).forms == ("gram",)
+    assert plan_penalty([many], [1.0], rank=8).forms == ("fused",)
+    assert plan_penalty([torch.ones(4, 4)], [1.0], rank=8).forms == ("fused",)
+
+
+def test_auto_leaves_gram_where_past_updates_undo_each_other() -> None:
+    p, q = torch.randn(600, 4), torch.randn(4, 700)
+    undone = Factors(torch.cat([p, -0.999 * p], dim=1), torch.cat([q, q]))
+    assert uncancelled(undone) < 1e-3
+    assert uncancelled(Factors(p, q)) > 0.5
+    assert plan_penalty([undone], [1.0], rank=8).forms != ("gram",)
+    b, a = torch.randn(600, 8), torch.randn(8, 700)
+    total, _ = plan_penalty([undone], [1.0], rank=8)([b], [a])
+    truth = (b.double() @ a.double() * (undone.p.double() @ undone.q.double())).square().sum()
+    assert relative(total, truth) < 1e-4
+
+
+def test_auto_rebuilds_blocks_where_a_dense_past_has_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    past = Factors(torch.ones(512, 800), torch.ones(800, 512))
+    monkeypatch.setattr("ella_cli.kernels.choice.free_bytes", lambda device: 1000)
+    assert plan_penalty([past], [1.0], rank=8).forms == ("tiled",)
+
+
+def test_modules_of_one_shape_are_one_part() -> None:
+    from ella_cli.kernels.parts import parts_of
+
+    cases = [make_case(20, 30, 4, 3) for _ in range(5)]
+    modules = [Module(case.factors, 4, 1.0, "gram") for case in cases]
+    parts = parts_of(
+        modules,
+        [case.b for case in cases],
+        [case.a for case in cases],
+        precision=None,
+        keep=True,
+        kernels=None,
+    )
+    assert [part.members for part in parts] == [(0, 1, 2, 3, 4)]
