@@ -2,8 +2,8 @@
 
 Every message tells four things: how its writer feels, what it is about, what it asks for, and
 where it was written. Each of the four tasks asks for one of them and takes the others as noise.
-The texts of all tasks thus look alike, topic and place even share their labels, and what is
-learned for one task misleads in the next: a small model trained on them in turn forgets.
+The texts of all tasks thus look alike, some labels belong to two tasks, and what is learned for
+one task misleads in the next: a small model trained on them in turn forgets.
 """
 
 from __future__ import annotations
