@@ -89,7 +89,7 @@ def write_html(folders: Sequence[Path], out: Path, *, command: str = "") -> Repo
 
 def matrix_table(run: RunResults) -> RenderableType:
     """The accuracy matrix and the figures of merit, for a terminal."""
-    parts = (accuracy_heat_map(run), metrics_table(run))
+    parts = (accuracy_heat_map(run), metrics_table(run, definitions=False))
     return Group(*(terminal.render_part(part) for part in parts))
 
 

@@ -91,25 +91,25 @@ def read_run(folder: Path) -> RunResults:
     if not path.is_file():
         raise StorageError(
             f"{folder} holds no {RESULTS}",
-            hint="name the folder of a finished `ella run`; `ella run --resume` finishes one",
+            hint="name the folder of a finished `ella run`; the same command finishes one",
         )
     document = read_json(path)
     if not isinstance(document, dict):
         raise StorageError(f"{path} is not a run's results", hint="run `ella evaluate` again")
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    order = tuple(document["order"])
+    accuracy = _accuracy(document, path)
     return RunResults(
         path=folder,
         name=folder.resolve().name,
-        accuracy=AccuracyMatrix.from_json(document),
+        accuracy=accuracy,
         method=str(document.get("method", "unknown method")),
         lam=_number(document.get("lambda")),
         seed=document.get("seed"),
         decode=_decode_words(document.get("decode")),
-        test_rows=dict(document.get("test_rows") or {}),
-        scores=_scores(document.get("row_scores") or {}, order),
+        test_rows=dict(_mapping(document.get("test_rows"))),
+        scores=_scores(_mapping(document.get("row_scores")), accuracy.order),
         stages=read_stages(folder),
-        settings=settings if isinstance(settings, dict) else {},
+        settings=_mapping(settings),
         document=document,
     )
 
@@ -124,20 +124,18 @@ def _stage(path: Path) -> Stage:
     manifest = read_json(path)
     if not isinstance(manifest, dict):
         raise StorageError(f"{path} is not a manifest", hint="run this stage again")
-    curves = manifest.get("curves") or {}
-    past = manifest.get("past") or {}
     return Stage(
         folder=path.parent,
         task=str(manifest.get("task", path.parent.name)),
         lam=_number(manifest.get("lambda")),
         rank=manifest.get("rank"),
         scale=_number(manifest.get("scale")),
-        train_rows=(manifest.get("data") or {}).get("train_rows"),
+        train_rows=_mapping(manifest.get("data")).get("train_rows"),
         update_norm=_number(manifest.get("update_norm")),
-        update_norms=dict(manifest.get("update_norms") or {}),
-        past_tasks=tuple(past.get("tasks") or ()),
+        update_norms=dict(_mapping(manifest.get("update_norms"))),
+        past_tasks=tuple(_mapping(manifest.get("past")).get("tasks") or ()),
         seconds=_number(manifest.get("seconds")),
-        curves=_curves(curves),
+        curves=_curves(_mapping(manifest.get("curves"))),
         manifest=manifest,
     )
 
@@ -153,6 +151,13 @@ def _curves(document: Mapping[str, Sequence[float | None]]) -> Curves:
     return Curves(
         step, curve("ce"), curve("penalty"), curve("weighted_penalty"), curve("update_norm")
     )
+
+
+def _accuracy(document: Mapping[str, Any], path: Path) -> AccuracyMatrix:
+    try:
+        return AccuracyMatrix.from_json(document)
+    except StorageError as error:
+        raise StorageError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def _scores(
@@ -172,6 +177,11 @@ def _decode_words(decode: object) -> str:
     if isinstance(decode, Mapping):
         return ", ".join(f"{key} {value}" for key, value in decode.items())
     return str(decode)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    """What should be a JSON object, or an empty one: a part that is missing is only not shown."""
+    return value if isinstance(value, dict) else {}
 
 
 def _number(value: object) -> float | None:

@@ -42,19 +42,17 @@ def accuracy_heat_map(run: RunResults) -> HeatMap:
     )
 
 
-def metrics_table(run: RunResults) -> Table:
-    values = metric_values(run)
-    intervals = bootstrap(run)
-    rows = tuple(
-        (m.label, _value(values[m.key], m.needs), _interval(intervals[m.key]), m.formula)
-        for m in METRICS
-    )
-    return Table(
-        title="figures of merit",
-        columns=("figure", "value", "95% over test rows", "definition"),
-        rows=rows,
-        note="intervals: bootstrap over test rows; the forgetting's maximum biases it upwards",
-    )
+def metrics_table(run: RunResults, *, definitions: bool = True) -> Table:
+    """`definitions` adds each figure's formula, which a narrow terminal has no room for."""
+    values, intervals = metric_values(run), bootstrap(run)
+    columns = ("figure", "value", "95% over test rows") + ("definition",) * definitions
+    rows = []
+    for m in METRICS:
+        row = (m.label, _value(values[m.key]), _interval(intervals[m.key]))
+        rows.append((*row, m.formula) if definitions else row)
+    notes = ["intervals: bootstrap over test rows; the maximum in forgetting biases it upwards"]
+    notes += [f"{m.label} needs {m.needs}" for m in METRICS if m.needs and values[m.key] is None]
+    return Table("figures of merit", columns, tuple(rows), "; ".join(notes))
 
 
 def comparison(runs: Sequence[RunResults]) -> tuple[Part, ...]:
@@ -193,10 +191,8 @@ def _balance_table(run: RunResults) -> Table:
     )
 
 
-def _value(value: float | None, needs: str) -> Cell:
-    if value is not None:
-        return f"{value:+.3f}" if value < 0 else f"{value:.3f}"
-    return f"not known (needs {needs})" if needs else "not known"
+def _value(value: float | None) -> Cell:
+    return None if value is None else f"{value:.3f}"
 
 
 def _interval(interval: Interval | None) -> Cell:

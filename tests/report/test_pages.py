@@ -1,0 +1,246 @@
+"""The same facts in the terminal, as Markdown, as JSON, and as one page that stands alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from ella_cli.errors import SettingsError
+from ella_cli.report import (
+    comparison_table,
+    figure,
+    html,
+    make_report,
+    markdown,
+    matrix_table,
+    read_run,
+    terminal,
+    write_html,
+)
+from ella_cli.report.document import Document, HeatMap, Lines, Section, Series, Table, Words
+from ella_cli.report.svg import line_chart
+from tests.report.conftest import MATRIX, ORDER
+
+WriteRun = Callable[..., Path]
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Tags that open and close in pairs, and everything that could reach outside."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+def printed(*shown: object, width: int = 100) -> str:
+    out = StringIO()
+    Console(file=out, width=width).print(*shown)
+    return out.getvalue()
+
+
+def test_the_page_stands_alone_and_is_well_formed(write_run: WriteRun, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    write_html([write_run()], out, command="ella report o1")
+    text = out.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.seen}
+    assert not re.search(r"https?://|url\(|@import", text)
+    targets = {attrs["href"] for tag, attrs in page.seen if tag == "a"}
+    ids = {f"#{attrs['id']}" for tag, attrs in page.seen if attrs.get("id")}
+    assert targets <= ids
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in (
+        page.seen
+    )
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_every_score_and_the_command_are_on_the_page(write_run: WriteRun, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    write_html([write_run()], out, command="ella report 'my run'")
+    text = out.read_text(encoding="utf-8")
+    for row in MATRIX:
+        for score in row:
+            assert f">{score:.3f}</td>" in text
+    for needed in ("figures of merit", "cross-entropy", "‖ΔW‖", "data-of-yaho", "2.13.0",
+                   "ella run --order 1", "ella report &#39;my run&#39;"):  # fmt: skip
+        assert needed in text
+
+
+def test_a_name_that_is_markup_stays_a_name_everywhere(write_run: WriteRun) -> None:
+    evil = "<script>alert(1)</script>|*x*[red]"
+    order = [evil, *ORDER[1:]]
+    report = make_report([write_run(order=order, row_scores={})])
+    page = html.render(report.document)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "<script" not in markdown.render(report.document)
+    assert "[red]" in printed(terminal.render(report.document), width=400)
+
+
+def test_curves_are_named_axes_in_well_formed_svg() -> None:
+    lines = Lines(
+        "t", "step <x>", "loss & more", (Series("a<b", (1.0, 2.0, 3.0), (1.0, None, 3.0)),)
+    )
+    root = ElementTree.fromstring(line_chart(lines))
+    texts = {element.text for element in root.iter("text")}
+    assert {"step <x>", "loss & more", "a<b"} <= texts
+
+
+def test_a_logarithmic_curve_leaves_out_what_has_no_logarithm() -> None:
+    zero = Lines("t", "x", "y", (Series("a", (1.0, 2.0), (0.0, None)),), logarithmic=True)
+    assert line_chart(zero) == ""
+    single = Lines("t", "x", "y", (Series("a", (1.0, 2.0), (0.0, 1.0)),), logarithmic=True)
+    assert "<circle" in line_chart(single)
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.0), (5.0, 5.0), (-3.0, -1.0), (1e-9, 1e9)])
+def test_any_range_has_axes(values: tuple[float, float]) -> None:
+    ElementTree.fromstring(line_chart(Lines("t", "x", "y", (Series("a", (0.0, 0.0), values),))))
+
+
+def test_seeds_are_averaged_and_methods_stand_side_by_side(write_run: WriteRun) -> None:
+    higher = [list(row) for row in MATRIX]
+    higher[3] = [0.55, 0.40, 0.50, 0.95]
+    runs = [
+        write_run("a", seed=0),
+        write_run("b", seed=1, matrix=higher),
+        write_run("c", method="inclora", lam=0.0),
+    ]
+    report = make_report(runs)
+    ella, inclora = report.json["comparison"]
+    assert (ella["label"], ella["runs"]) == ("ella λ=10000", ["a", "b"])
+    assert ella["figures"]["oa"] == pytest.approx(
+        {"mean": 0.55, "deviation": 0.1 / 2**0.5, "seeds": 2}
+    )
+    assert inclora["figures"]["oa"]["deviation"] is None
+    assert "0.550 ± 0.071" in printed(comparison_table([read_run(run) for run in runs]))
+
+
+def test_runs_of_other_settings_are_not_averaged_and_say_what_differs(write_run: WriteRun) -> None:
+    runs = [write_run("a"), write_run("b", seed=1)]
+    for run, steps in zip(runs, (40, 80), strict=True):
+        (run / "run.json").write_text(json.dumps({"settings": {"max_steps": steps, "seed": 0}}))
+    labels = [group["label"] for group in make_report(runs).json["comparison"]]
+    assert labels == ["ella λ=10000 (max_steps 40)", "ella λ=10000 (max_steps 80)"]
+
+
+def test_runs_of_other_orders_are_warned_about(write_run: WriteRun) -> None:
+    other = list(reversed(ORDER))
+    runs = [write_run("a"), write_run("b", order=other, row_scores={})]
+    assert "not comparable" in markdown.render(make_report(runs).document)
+
+
+def test_two_runs_of_one_folder_name_are_told_apart(write_run: WriteRun) -> None:
+    names = [
+        run["name"] for run in make_report([write_run("x/o1"), write_run("y/o1")]).json["runs"]
+    ]
+    assert names == ["x/o1", "y/o1"]
+
+
+def test_the_json_holds_every_number_and_is_strict(write_run: WriteRun, tmp_path: Path) -> None:
+    report = make_report([write_run()])
+    out = tmp_path / "report.json"
+    report.write(out)
+    (run,) = json.loads(out.read_text())["runs"]
+    assert run["matrix"] == [list(row) for row in MATRIX]
+    assert run["figures"]["oa"]["value"] == pytest.approx(0.5)
+    assert run["figures"]["oa"]["interval_95"]["low"] < 0.5
+    stage = run["stages"][1]
+    curves = stage["curves"]
+    pairs = zip(curves["weighted_penalty"], curves["ce"], strict=True)
+    assert curves["penalty_to_ce"] == pytest.approx([p / c for p, c in pairs])
+    assert {warning["kind"] for warning in run["warnings"]} == {"ruling"}
+
+
+def test_markdown_tables_have_one_cell_a_column(write_run: WriteRun) -> None:
+    text = markdown.render(make_report([write_run()]).document)
+    blocks = [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]
+    assert blocks
+    for block in blocks:
+        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block}
+        assert len(counts) == 1
+
+
+def test_a_narrow_terminal_loses_no_figure(write_run: WriteRun) -> None:
+    run = read_run(write_run())
+    wide, narrow = printed(matrix_table(run), width=140), printed(matrix_table(run), width=44)
+    for row in MATRIX:
+        for score in row:
+            assert f"{score:.3f}" in narrow
+    assert "…" not in narrow
+    assert max(len(line) for line in narrow.splitlines()) <= 44
+    assert wide.count("after training") == 1
+
+
+def test_output_that_cannot_show_colours_still_shows_numbers(write_run: WriteRun) -> None:
+    out = StringIO()
+    Console(file=out, width=100, no_color=True).print(matrix_table(read_run(write_run())))
+    assert "0.850" in out.getvalue()
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_pictures_are_drawn_without_a_window_system(tmp_path: Path, ending: str) -> None:
+    document = Document(
+        "d",
+        (
+            Section(
+                "s",
+                (
+                    HeatMap("h", "layer", "module", ("0", "1"), ("q", "v"), ((1.0, None), (2.0, 3.0))),
+                    Lines("l", "index", "σ", (Series("m", (1.0, 2.0), (3.0, 0.0)),), True),
+                    Words("words have no picture"),
+                ),
+            ),
+        ),
+    )  # fmt: skip
+    out = tmp_path / f"picture.{ending}"
+    figure.write(document, out)
+    head = out.read_bytes()[:300]
+    assert head.startswith(b"\x89PNG") if ending == "png" else b"<svg" in head or b"<?xml" in head
+
+
+def test_a_picture_of_nothing_or_of_another_kind_is_refused(tmp_path: Path) -> None:
+    tables = Document("d", (Section("s", (Table("t", ("a",), ((1,),)),)),))
+    with pytest.raises(SettingsError, match="nothing to draw"):
+        figure.write(tables, tmp_path / "x.png")
+    with pytest.raises(SettingsError, match=r"no \.png"):
+        figure.write(tables, tmp_path / "x.gif")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_run_twice_and_none_at_all_are_refused(write_run: WriteRun) -> None:
+    folder = write_run()
+    with pytest.raises(SettingsError, match="twice"):
+        make_report([folder, folder])
+    with pytest.raises(SettingsError, match="no run"):
+        make_report([])
+
+
+def test_importing_the_report_loads_no_torch() -> None:
+    code = "import sys, ella_cli.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ella_cli.errors import StorageError
+from ella_cli.report.results import read_run
+from tests.report.conftest import MATRIX, ORDER
+
+WriteRun = Callable[..., Path]
+
+
+def test_a_run_is_read_with_its_stages_in_order(write_run: WriteRun) -> None:
+    run = read_run(write_run())
+    assert run.accuracy.matrix == MATRIX
+    assert tuple(stage.task for stage in run.stages) == ORDER
+    assert run.stages[2].past_tasks == ORDER[:2]
+    assert run.stages[0].curves.step[:3] == (1.0, 2.0, 3.0)
+    assert run.label == "ella λ=10000"
+
+
+def test_the_results_file_may_be_named_instead_of_its_folder(write_run: WriteRun) -> None:
+    folder = write_run()
+    assert read_run(folder / "results.json").path == folder
+
+
+def test_without_run_json_and_manifests_the_scores_are_still_read(write_run: WriteRun) -> None:
+    folder = write_run()
+    (folder / "run.json").unlink()
+    for manifest in folder.glob("stages/*/ella.json"):
+        manifest.unlink()
+    run = read_run(folder)
+    assert run.stages == ()
+    assert dict(run.settings) == {}
+
+
+def test_a_curve_that_was_not_logged_is_all_gaps(write_run: WriteRun) -> None:
+    folder = write_run()
+    path = folder / "stages" / "01-dbpedia" / "ella.json"
+    manifest = json.loads(path.read_text())
+    manifest["curves"] = {"step": [1, 2], "ce": [3.0]}
+    path.write_text(json.dumps(manifest))
+    curves = read_run(folder).stages[0].curves
+    assert curves.ce == (3.0, None)
+    assert curves.penalty == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a run's results"),
+        ('{"matrix": []}', "order"),
+        ('{"order": ["a"], "matrix": [[2.0]]}', "2.0"),
+        ('{"order": ["a"], "matrix": [[0.1, 0.2]]}', "2 scores for 1 tasks"),
+    ],
+)
+def test_a_damaged_results_file_is_refused_in_words(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(StorageError, match=says):
+        read_run(tmp_path)
+
+
+def test_a_folder_without_results_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        read_run(tmp_path)
+    assert "ella run" in caught.value.hint
