@@ -126,7 +126,7 @@ def dense(three_tasks: list[Path], tmp_path: Path) -> Past:
 def summed() -> dict[str, torch.Tensor]:
     """W_past of the three tasks a module, f64."""
     parts = [updates_of(random_factors(seed)) for seed in range(3)]
-    return {name: sum(part[name] for part in parts) for name in MODULES}
+    return {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in MODULES}
 
 
 @pytest.fixture

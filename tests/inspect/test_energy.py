@@ -7,7 +7,7 @@ import torch
 
 from ella_cli.inspect.energy import EnergyReport, energy_of
 from ella_cli.past import Past, accumulate, read_past
-from tests.inspect.conftest import MODULES, random_factors, updates_of
+from tests.inspect.conftest import MODULES, WriteAdapter, random_factors, updates_of
 
 
 def truth(summed: dict[str, torch.Tensor]) -> float:
@@ -38,7 +38,9 @@ def test_cancelled_energy_is_what_opposite_signs_took_back(
     assert energy_of(factored).total.cancelled == pytest.approx(1 - kept / written, rel=1e-6)
 
 
-def test_an_update_and_its_negative_cancel_wholly(write_adapter, tmp_path: Path) -> None:
+def test_an_update_and_its_negative_cancel_wholly(
+    write_adapter: WriteAdapter, tmp_path: Path
+) -> None:
     factors = random_factors(0)
     opposite = {name: (-b, a) for name, (b, a) in factors.items()}
     path = tmp_path / "past.safetensors"

@@ -67,7 +67,9 @@ def test_a_figure_without_its_rows_has_no_interval(write_run: WriteRun) -> None:
 
 def test_rows_filed_under_the_stage_folders_name_are_found(write_run: WriteRun) -> None:
     rows = {
-        f"{j:02d}-{task}": {t: rows_of(s, i) for i, (t, s) in enumerate(zip(ORDER, row, strict=True))}
+        f"{j:02d}-{task}": {
+            t: rows_of(s, i) for i, (t, s) in enumerate(zip(ORDER, row, strict=True))
+        }
         for j, (task, row) in enumerate(zip(ORDER, MATRIX, strict=True), start=1)
     }  # fmt: skip
     assert bootstrap(read_run(write_run(row_scores=rows)), resamples=20)["oa"] is not None

@@ -205,19 +205,12 @@ def test_output_that_cannot_show_colours_still_shows_numbers(write_run: WriteRun
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_pictures_are_drawn_without_a_window_system(tmp_path: Path, ending: str) -> None:
-    document = Document(
-        "d",
-        (
-            Section(
-                "s",
-                (
-                    HeatMap("h", "layer", "module", ("0", "1"), ("q", "v"), ((1.0, None), (2.0, 3.0))),
-                    Lines("l", "index", "σ", (Series("m", (1.0, 2.0), (3.0, 0.0)),), True),
-                    Words("words have no picture"),
-                ),
-            ),
-        ),
-    )  # fmt: skip
+    parts = (
+        HeatMap("h", "layer", "module", ("0", "1"), ("q", "v"), ((1.0, None), (2.0, 3.0))),
+        Lines("l", "index", "σ", (Series("m", (1.0, 2.0), (3.0, 0.0)),), logarithmic=True),
+        Words("words have no picture"),
+    )
+    document = Document("d", (Section("s", parts),))
     out = tmp_path / f"picture.{ending}"
     figure.write(document, out)
     head = out.read_bytes()[:300]
