@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -41,21 +42,28 @@ def choose_forms(
                 )
         return [form] * len(pasts)
     room: dict[torch.device, float] = {}
+    alike = Counter(map(_kind, pasts, ranks))
     forms = []
     for past, rank in zip(pasts, ranks, strict=True):
         dense = dense_bytes(past) if isinstance(past, Factors) else 0
         left = room.setdefault(past.device, _SHARE_FOR_DENSE * free_bytes(past.device))
-        chosen = _choose(past, rank, calls, may_be_dense=dense <= left)
+        chosen = _choose(past, rank, alike[_kind(past, rank)], calls, may_be_dense=dense <= left)
         if chosen == FUSED:
             room[past.device] = left - dense
         forms.append(chosen)
     return forms
 
 
-def _choose(past: Past, rank: int, calls: float, *, may_be_dense: bool) -> str:
+def _kind(past: Past, rank: int) -> tuple[object, ...]:
+    """What modules that can be stacked have in common."""
+    past_rank = past.rank if isinstance(past, Factors) else None
+    return (*past.shape, rank, past_rank, past.device)
+
+
+def _choose(past: Past, rank: int, alike: int, calls: float, *, may_be_dense: bool) -> str:
     if not isinstance(past, Factors):
         return FUSED
-    work = Work(past.shape[0], past.shape[1], rank, past.rank)
+    work = Work(past.shape[0], past.shape[1], rank, past.rank, alike)
     among = [form for form in (FUSED, TILED, GRAM) if form != FUSED or may_be_dense]
     best = cheapest(work, rates_of(past.device), among=among, calls=calls)
     if best == GRAM and uncancelled(past) < _LEAST_UNCANCELLED:

@@ -1,4 +1,15 @@
-"""What each form costs, and so which one `auto` takes: bytes and flops over a device's rates."""
+"""What each form costs, by which `auto` chooses: bytes, flops and calls over a device's rates.
+
+Per call of a module with M · N = E elements, pairs(n) = n (n + 1) / 2, and e bytes an element:
+
+    fused    E · (6 R / flops + e / stream + block)
+    tiled    E · ((6 R + 2 R_past) / flops + rebuild + block)
+    gram     (M + N) · (4 pairs(R) pairs(R_past) / pair_flops + R² · fold
+                        + 8 pairs(R_past) / stream)
+
+and the library calls of each, which modules of one shape share where they are stacked. Only
+ratios decide, so a machine twice as fast chooses alike. docs/method.md derives the counts.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +19,48 @@ from dataclasses import dataclass
 
 import torch
 
-from ella_cli.kernels.form import FUSED, GRAM, TILED
+from ella_cli.kernels.form import FUSED, GRAM
 
 
 @dataclass(frozen=True)
 class Rates:
-    """A device's speeds, as the penalty meets them.
+    """A device's speeds, as the penalty meets them."""
 
-    bytes_per_second: streaming read of W_past.
-    flops_per_second: products of skinny matrices (one side of R).
-    block_bytes_per_second: element-wise work on a block that is already in cache.
-    call_seconds: one library call or kernel launch.
-    """
+    # Products of a skinny with a wide matrix, R or R_past on the short side.
+    flops: float
+    # The Gram form's products: short and wide against wide and short.
+    pair_flops: float
+    # Bytes a second of W_past from memory.
+    stream: float
+    # Seconds an element of X = (B A) ⊙ W and D = X ⊙ W, while the block is in cache.
+    block: float
+    # Seconds an element of a rebuilt block is written and read again.
+    rebuild: float
+    # Seconds an element of making pair products and folding their gradient.
+    fold: float
+    # Seconds a library call or a launch.
+    call: float
+    # Whether all modules of one form share their launches.
+    one_launch: bool
 
-    bytes_per_second: float
-    flops_per_second: float
-    block_bytes_per_second: float
-    call_seconds: float
 
+# Measured on one core of a Xeon with AVX-512 and AMX (model 167, 2 MB L2, 2.6 GHz), torch 2.13,
+# by processor time, over M, N of 192 to 4096, R of 4 to 64, R_past of 8 to 400.
+CPU = Rates(1.7e11, 1.5e11, 1.5e10, 7.8e-10, 3e-10, 1.5e-9, 5e-6, one_launch=False)
 
-CPU = Rates(4e10, 2e11, 6e10, 8e-6)
-CUDA = Rates(2.5e12, 5e13, 2e13, 6e-6)
+# Assumed from the data sheet of an H100 at half to three quarters of its peak; not measured.
+CUDA = Rates(4e13, 2e13, 2.4e12, 0.0, 0.0, 4e-12, 6e-6, one_launch=True)
 
 
 @dataclass(frozen=True)
 class Work:
-    """One module's penalty: its shape (M, N), LoRA rank, and the past's rank (None if dense)."""
+    """One module's penalty: (M, N), R, the past's rank, and how many modules are just alike."""
 
     rows: int
     columns: int
     rank: int
-    past_rank: int | None
+    past_rank: int
+    alike: int = 1
     past_bytes: int = 4
 
 
@@ -56,37 +78,32 @@ def cheapest(work: Work, rates: Rates, *, among: Sequence[str], calls: float = m
 
 def seconds(form: str, work: Work, rates: Rates) -> float:
     """Expected seconds of one call, loss and both gradients."""
-    elements = work.rows * work.columns
-    past_rank = work.past_rank or 0
+    rank, past_rank = work.rank, work.past_rank
     if form == GRAM:
-        pairs = work.rank * (work.rank + 1) // 2 * past_rank * (past_rank + 1) // 2
-        return (
-            4 * (work.rows + work.columns) * pairs / rates.flops_per_second
-            + 12 * rates.call_seconds
+        an_element = (
+            4 * _pairs(rank) * _pairs(past_rank) / rates.pair_flops
+            + rank**2 * rates.fold
+            + 8 * _pairs(past_rank) / rates.stream
         )
-    flops = 6 * elements * work.rank
-    moved = elements * work.past_bytes
-    if form == TILED:
-        flops += 2 * elements * past_rank
-        moved = 0
-    return (
-        flops / rates.flops_per_second
-        + moved / rates.bytes_per_second
-        + 8 * elements / rates.block_bytes_per_second
-        + 8 * rates.call_seconds
-    )
+        return (work.rows + work.columns) * an_element + (43 + 6 * rank) * rates.call / work.alike
+    an_element = rates.block + 6 * rank / rates.flops
+    if form == FUSED:
+        an_element += work.past_bytes / rates.stream
+    else:
+        an_element += rates.rebuild + 2 * past_rank / rates.flops
+    launches = 8 * rates.call / (work.alike if rates.one_launch else 1)
+    return work.rows * work.columns * an_element + launches
 
 
 def preparation(form: str, work: Work, rates: Rates) -> float:
     """Seconds spent once a task: W_past multiplied out, or the pair products."""
-    past_rank = work.past_rank or 0
     if form == FUSED:
         elements = work.rows * work.columns
-        return (
-            2 * elements * past_rank / rates.flops_per_second
-            + 8 * elements / rates.bytes_per_second
-        )
+        return elements * (2 * work.past_rank / rates.flops + 8 / rates.stream)
     if form == GRAM:
-        pairs = past_rank * (past_rank + 1) // 2
-        return 12 * (work.rows + work.columns) * pairs / rates.bytes_per_second
+        return 12 * (work.rows + work.columns) * _pairs(work.past_rank) / rates.stream
     return 0.0
+
+
+def _pairs(count: int) -> int:
+    return count * (count + 1) // 2

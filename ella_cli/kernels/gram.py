@@ -28,22 +28,17 @@ KEPT_BYTES = 1 << 30
 
 
 class Pairs(NamedTuple):
-    """The pairs i ≤ j of n things, how often each counts, and where (i, j) is found among them."""
+    """The pairs i ≤ j of n things, (0, 0), (0, 1), … row by row, and how often each counts."""
 
     first: Tensor  # (n(n+1)/2,)
     second: Tensor  # (n(n+1)/2,)
     weight: Tensor  # (n(n+1)/2,), 1 on the diagonal, 2 beside it
-    position: Tensor  # (n · n,)
 
 
 def pairs_of(n: int, device: torch.device) -> Pairs:
     first, second = torch.triu_indices(n, n, device=device)
     weight = torch.where(first == second, 1.0, 2.0)
-    position = torch.empty(n, n, dtype=torch.int64, device=device)  # (n, n)
-    order = torch.arange(first.numel(), device=device)
-    position[first, second] = order
-    position[second, first] = order
-    return Pairs(first, second, weight, position.flatten())
+    return Pairs(first, second, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +56,7 @@ class GramConstants:
         if self.kept:
             yield from self.kept
             return
-        first, second, weight, _ = self.pairs
+        first, second, weight = self.pairs
         for start in range(0, first.numel(), self.chunk):
             part = slice(start, start + self.chunk)
             pp = self.p[:, first[part]] * self.p[:, second[part]]
@@ -92,23 +87,39 @@ def gram_terms(
     scale = torch.tensor(scales, dtype=dtype, device=device)[:, None, None]
     b = torch.stack([b.detach() for b in bs]).to(dtype).mT * scale  # (S, R, M)
     a = torch.stack([a.detach() for a in as_]).to(dtype)  # (S, R, N)
-    pairs = pairs_of(b.shape[1], device)
-    bb = b[:, pairs.first] * b[:, pairs.second]  # (S, pairs of R, M)
-    aa = a[:, pairs.first] * a[:, pairs.second]  # (S, pairs of R, N)
+    bb, aa = _products(b), _products(a)  # (S, pairs of R, M), (S, pairs of R, N)
+    weight = pairs_of(b.shape[1], device).weight.double()
     dbb, daa = torch.zeros_like(bb), torch.zeros_like(aa)
     value = torch.zeros(len(bs), dtype=torch.float64, device=device)  # (S,)
     for pp, qq in constants.chunks():
         g = bb @ pp.mT  # (S, pairs of R, chunk)
         h = aa @ qq.mT  # (S, pairs of R, chunk)
-        value += (g * h).sum(dim=2, dtype=torch.float64) @ pairs.weight.double()
+        value += (g * h).sum(dim=2, dtype=torch.float64) @ weight
         dbb.baddbmm_(h, pp)
         daa.baddbmm_(g, qq)
-    db = _fold(dbb, b, pairs).mul_(scale)  # (S, R, M)
-    return value.to(dtype), db.mT, _fold(daa, a, pairs)
+    return value.to(dtype), _fold(dbb, b).mul_(scale).mT, _fold(daa, a)
 
 
-def _fold(pair_gradient: Tensor, x: Tensor, pairs: Pairs) -> Tensor:
-    """From the pairs' gradient (S, pairs of R, L) to that of x (S, R, L): 2 Σ_r' d_{rr'} ⊙ x_r'."""
+def _products(x: Tensor) -> Tensor:
+    """Of each pair r ≤ r' of rows of x (S, R, L), row by row: (S, pairs of R, L)."""
     modules, rank, length = x.shape
-    full = pair_gradient[:, pairs.position].view(modules, rank, rank, length)
-    return (full * x[:, None]).sum(dim=2).mul_(2)
+    products = x.new_empty(modules, rank * (rank + 1) // 2, length)
+    for r, at in enumerate(_row_starts(rank)):
+        torch.mul(x[:, r:], x[:, r : r + 1], out=products[:, at : at + rank - r])
+    return products
+
+
+def _fold(pair_gradient: Tensor, x: Tensor) -> Tensor:
+    """From the pairs' gradient (S, pairs of R, L) to that of x (S, R, L): 2 Σ_r' d_{rr'} ⊙ x_r'."""
+    rank = x.shape[1]
+    gradient = torch.zeros_like(x)
+    for r, at in enumerate(_row_starts(rank)):
+        row = pair_gradient[:, at : at + rank - r]  # (S, R - r, L), the pairs (r, r' ≥ r)
+        gradient[:, r] += (row * x[:, r:]).sum(dim=1)
+        gradient[:, r + 1 :].addcmul_(row[:, 1:], x[:, r : r + 1])
+    return gradient.mul_(2)
+
+
+def _row_starts(rank: int) -> list[int]:
+    """Where the pairs (r, r), (r, r + 1), … begin among all r ≤ r'."""
+    return [r * rank - r * (r - 1) // 2 for r in range(rank)]
