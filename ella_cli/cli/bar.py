@@ -6,15 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 from ella_cli.cli.output import Output
 from ella_cli.progress import SILENCE, Advance, Progress
@@ -48,12 +42,11 @@ def showing_progress(output: Output) -> Iterator[Progress]:
         yield SILENCE
         return
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[words]}", table_column=Column(no_wrap=True, ratio=1)),
     )
-    with RichProgress(*columns, console=output.stderr) as display:
+    with RichProgress(*columns, console=output.stderr, expand=True) as display:
         yield Bars(display)

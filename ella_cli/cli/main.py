@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 import typer
 from rich.console import Console
@@ -53,6 +54,9 @@ app.add_typer(tasks, name="tasks")
 def main() -> None:
     """Runs `ella`; exit code 0 done, 2 bad input, 130 interrupted, 1 a mistake of our own."""
     # Progress is ours; the libraries' bars and advice would only interleave with it.
+    if not sys.warnoptions:
+        # Deprecations between libraries are for our tests to see, not for users.
+        warnings.simplefilter("ignore", FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -138,7 +138,9 @@ def _decoder_likelihoods(
         input_ids=torch.cat([batch["input_ids"], read.expand(size, -1)], dim=1),
         position_ids=torch.cat([batch["position_ids"], ends + place], dim=1),
         attention_mask=bias[:, None],
-        logits_to_keep=block + 1,
+        # Indices, not a count: a slice would leave rows apart in memory, and the product with the
+        # head would first copy the head once a row.
+        logits_to_keep=torch.arange(length - 1, length + block, device=device),
         use_cache=False,
     ).logits.float()  # (S, 1 + T, V)
     scores, start = [], 1

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -80,27 +81,31 @@ def evaluate_grid(
     """
     if fingerprint is None:
         fingerprint = load().fingerprint
-    grid: list[list[Cell | None]] = []
-    for stage in stages:
-        chosen = range(len(tasks)) if stage.tasks is None else stage.tasks
-        keys = {i: _key(fingerprint, stage, tasks[i], settings) for i in chosen}
-        paths = {i: folder / stage.name / f"{tasks[i].spec.name}.json" for i in chosen}
-        row: list[Cell | None] = [
-            _finished(paths[i], keys[i]) if i in keys else None for i in range(len(tasks))
-        ]
-        missing = [i for i in chosen if row[i] is None]
-        if missing:
-            base = load()
-            with Fold(base.model) as fold:
-                fold.set(_names(stage), lambda name, stage=stage: _delta(stage, name))  # type: ignore[misc]
-                for i in missing:
-                    started = time.monotonic()
-                    cell = score_task(base, tasks[i], settings, stage.name, progress)
-                    row[i] = cell
-                    seconds = round(time.monotonic() - started, 2)
-                    document = _document(cell, stage, tasks[i], settings, keys[i], seconds)
-                    files.write_json(paths[i], document)
-        grid.append(row)
+    keys = [
+        {i: _key(fingerprint, stage, tasks[i], settings) for i in _chosen(stage, tasks)}
+        for stage in stages
+    ]
+    grid = [
+        [_finished(_path(folder, stage, task), own.get(i)) for i, task in enumerate(tasks)]
+        for stage, own in zip(stages, keys, strict=True)
+    ]
+    missing = [[i for i in own if row[i] is None] for own, row in zip(keys, grid, strict=True)]
+    rows_left = sum(len(tasks[i].test) for cells in missing for i in cells)
+    advance = progress.begin("score", rows_left) if rows_left else _nobody
+    for stage, own, row, cells in zip(stages, keys, grid, missing, strict=True):
+        if not cells:
+            continue
+        base = load()
+        with Fold(base.model) as fold:
+            fold.set(_names(stage), partial(_delta, stage))
+            for i in cells:
+                started = time.monotonic()
+                words = f"{stage.name} on {tasks[i].spec.name}"
+                cell = score_task(base, tasks[i], settings, lambda n, w=words: advance(n, w))  # type: ignore[misc]
+                seconds = round(time.monotonic() - started, 2)
+                document = _document(cell, stage, tasks[i], settings, own[i], seconds)
+                files.write_json(_path(folder, stage, tasks[i]), document)
+                row[i] = cell
     return grid
 
 
@@ -108,17 +113,19 @@ def score_task(
     base: Base,
     task: Task,
     settings: EvaluateSettings,
-    stage: str = "base",
-    progress: Progress = SILENCE,
+    answered: Callable[[int], None] = lambda count: None,
 ) -> Cell:
-    """The answers of the model as it stands to the test rows of `task`, and their scores."""
+    """The answers of the model as it stands to the test rows of `task`, and their scores.
+
+    Args:
+        answered: told after each batch how many rows it had.
+    """
     encoder = Encoder(
         base.tokenizer, base.kind, settings.max_source_length, settings.max_target_length
     )
     prompts = [
         encoder.prompt(build_prompt(task.spec, row, header=settings.header)) for row in task.test
     ]
-    advance = progress.begin(f"score {stage} on {task.spec.name}", len(prompts))
     # Free text has no set of labels to rank.
     ranked = settings.decode == "rank" and task.spec.labels
     answer = rank_labels if ranked else generate_answers
@@ -128,7 +135,7 @@ def score_task(
         prompts,
         task.spec.labels,
         batch_size=settings.per_device_eval_batch_size,
-        answered=lambda count: advance(count, ""),
+        answered=answered,
     )
     rows = score_rows(task.spec, predictions, task.test)
     return Cell(fmean(rows), tuple(rows), tuple(predictions))
@@ -138,6 +145,10 @@ def evaluation_of(settings: EvalFields) -> EvaluateSettings:
     """The evaluation's part of a run's settings."""
     kept = set(EvaluateSettings.model_fields)
     return EvaluateSettings(**settings.model_dump(include=kept))
+
+
+def _nobody(done: int, words: str) -> None:
+    return
 
 
 def _names(stage: Stage) -> list[str]:
@@ -166,8 +177,16 @@ def _key(fingerprint: str, stage: Stage, task: Task, settings: EvaluateSettings)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _finished(path: Path, key: str) -> Cell | None:
-    if not path.is_file():
+def _chosen(stage: Stage, tasks: Sequence[Task]) -> Sequence[int]:
+    return range(len(tasks)) if stage.tasks is None else stage.tasks
+
+
+def _path(folder: Path, stage: Stage, task: Task) -> Path:
+    return folder / stage.name / f"{task.spec.name}.json"
+
+
+def _finished(path: Path, key: str | None) -> Cell | None:
+    if key is None or not path.is_file():
         return None
     document = files.read_json(path)
     if document.get("key") != key:

@@ -1,8 +1,8 @@
 """Token batches from prompts: the text is cut to fit, never its frame, and only answers count.
 
-Decoders get their sequences padded on the left, so that all answers end at the last position:
-the head of the model then runs on the last `logits_to_keep` positions only, and `labels` has just
-those columns. Encoder-decoders get the usual pair of right-padded sequences.
+Decoders get their sequences padded on the left, and a mask of the positions that predict an answer
+token: the head of the model, the widest of its matrices, runs on those positions alone.
+Encoder-decoders get the usual pair of right-padded sequences.
 """
 
 from __future__ import annotations
@@ -95,12 +95,7 @@ class Collator:
         sources = [row["input_ids"] for row in rows]
         targets = [row["labels"] for row in rows]
         if self.kind == "decoder":
-            batch: dict[str, Any] = dict(pad_left(sources, self.pad))
-            # One column more than the longest answer: the position that predicts its first token.
-            kept = max(map(len, targets)) + 1
-            batch["labels"] = _padded(targets, IGNORED, kept, left=True)  # (S, kept)
-            batch["logits_to_keep"] = kept
-            return batch
+            return self._decoder_batch(sources, targets)
         length = max(map(len, sources))
         labels = _padded(targets, IGNORED, max(map(len, targets)), left=False)  # (S, L)
         shifted = labels.roll(1, dims=1)  # (S, L)
@@ -114,6 +109,20 @@ class Collator:
             "decoder_input_ids": shifted,
             "labels": labels,
         }
+
+    def _decoder_batch(
+        self, sources: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> dict[str, Any]:
+        batch: dict[str, Any] = dict(pad_left(sources, self.pad))
+        predicts = torch.zeros_like(batch["input_ids"], dtype=torch.bool)  # (S, L)
+        for row, target in zip(predicts, targets, strict=True):
+            # The answer ends at the last position; each token is predicted one before it.
+            row[-len(target) - 1 : -1] = True
+        answers = torch.tensor(
+            [token for target in targets for token in target]
+        )  # (answer tokens,)
+        # `shift_labels` tells Trainer that these are aligned with the logits as they are.
+        return batch | {"logits_to_keep": predicts, "labels": answers, "shift_labels": answers}
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:

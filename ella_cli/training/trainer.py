@@ -7,7 +7,7 @@ encoder-decoders alike, whatever the number of micro-batches and processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ella_cli.errors import NonFiniteError
 from ella_cli.model.base import Base
 from ella_cli.model.lora import update_norms
 from ella_cli.progress import Advance
-from ella_cli.tasks.batches import IGNORED, Collator, Kind
+from ella_cli.tasks.batches import IGNORED, Collator
 from ella_cli.training.mixin import EllaTrainerMixin
 
 # A curve has at most about this many points, so that long trainings stay readable and small.
@@ -45,6 +45,17 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
 
     step_ce: float = 0.0
     good: dict[str, Tensor]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        # Trainer has counted them; the model would pass them on to every layer.
+        inputs.pop("shift_labels", None)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -150,34 +161,27 @@ def build_trainer(
         args=arguments,
         train_dataset=list(rows),
         data_collator=Collator(pad, base.kind, start if start is not None else pad),
-        compute_loss_func=answer_cross_entropy(base.kind),
+        compute_loss_func=answer_cross_entropy,
     )
     # Without its own bar, Trainer prints every log line to stdout, where results belong.
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def answer_cross_entropy(kind: Kind) -> Callable[..., Tensor]:
+def answer_cross_entropy(
+    outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
     """Cross-entropy summed over answer tokens and divided by the step's number of them.
 
     Returns:
-        A `compute_loss_func` for Trainer: (outputs, labels (S, L), num_items_in_batch) -> f32.
+        A `compute_loss_func` for Trainer: logits (..., V) in outputs and labels (...) -> f32.
     """
-
-    def loss(
-        outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        logits = outputs["logits"].float()  # (S, L, V)
-        if kind == "decoder":
-            # The position before a token predicts it.
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        total = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum()
-        return total / count
-
-    return loss
+    logits = outputs["logits"].float().flatten(0, -2)  # (answer tokens or S · L, V)
+    total = nn.functional.cross_entropy(
+        logits, labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED).sum()
+    return total / count
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -53,6 +53,8 @@ def adapted(base: Base, seed: int) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in lora_layers(model).values():
@@ -102,7 +104,7 @@ def step(
         args=arguments,
         train_dataset=rows(base),
         data_collator=Collator(0, base.kind, start),
-        compute_loss_func=None if plain else answer_cross_entropy(base.kind),
+        compute_loss_func=None if plain else answer_cross_entropy,
     )
     past = Past.of([read_adapter(adapter)])
     share = (arguments.process_index, arguments.world_size)
