@@ -84,7 +84,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         settings = {
             "command": ["ella", "run", "--order", "1", "--out", name],
             "model": "smollm2",
-            "settings": {"lr": 1e-3, "rank": 8, "targets": ["q_proj", "v_proj"]},
+            "settings": {"lr": 1e-3, "rank": 8, "targets": ["q_proj", "v_proj"], "seed": seed},
             "versions": {"torch": "2.13.0", "ella": "0.1.0"},
         }
         (folder / "run.json").write_text(json.dumps(settings))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ella_cli.report.results import RunResults, read_run
-from ella_cli.report.signs import IDLE_SHARE, balances, signs
+from ella_cli.report.signs import balances, signs
 from tests.report.conftest import curves, write_manifest
 
 WriteRun = Callable[..., Path]
@@ -72,7 +72,7 @@ def test_idle_means_below_a_thousandth_at_every_step(
     write_run: WriteRun, share: float, idle: bool
 ) -> None:
     flat = {**curves(3, 1.0), "ce": [1.0] * 40, "weighted_penalty": [0.0] * 39}
-    flat["weighted_penalty"].append(share * IDLE_SHARE)
+    flat["weighted_penalty"].append(share * 1e-3)
     assert ("idle" in kinds(run_with(write_run, 1.0, curves=flat))) == idle
 
 
