@@ -75,7 +75,10 @@ def spectrum(
 @inspect.command()
 def overlap(
     adapter: AdapterFolder,
-    past: Annotated[Path, typer.Option("--past", help="The W_past file to set it against.")],
+    past: Annotated[
+        Path | None,
+        typer.Option("--past", help="A W_past file; else the earlier stages of the adapter's run."),
+    ] = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
     html: HtmlOption = None,
@@ -86,15 +89,22 @@ def overlap(
     Inner product and cosine, the penalty against what a random update of the
     same size would pay, and the share on high-energy coordinates.
 
-    [bold]Example[/]  ella inspect overlap runs/o1/stages/03-yahoo --past past-of-two.safetensors
+    [bold]Examples[/]
+
+      ella inspect overlap runs/o1/stages/03-yahoo
+
+      ella inspect overlap my-adapter --past runs/o1/wpast.safetensors
     """
     from ella_cli.adapter import read_adapter
     from ella_cli.inspect.overlap import overlap_of
+    from ella_cli.inspect.run_stages import past_before
     from ella_cli.past import read_past
     from ella_cli.report.inspected_update import overlap_document
 
-    report = overlap_of(read_adapter(adapter), read_past(past))
-    _show(report, overlap_document(report, adapter.name, past.name), as_json, plot, html)
+    against = past_before(adapter) if past is None else read_past(past)
+    report = overlap_of(read_adapter(adapter), against)
+    name = "the stages before it" if past is None else past.name
+    _show(report, overlap_document(report, adapter.name, name), as_json, plot, html)
 
 
 @inspect.command()

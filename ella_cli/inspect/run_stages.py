@@ -9,8 +9,9 @@ from typing import Any
 
 from ella_cli.accuracy import AccuracyMatrix
 from ella_cli.adapter import Adapter, read_adapter
-from ella_cli.errors import StorageError
+from ella_cli.errors import SettingsError, StorageError
 from ella_cli.files import read_json
+from ella_cli.past import Past
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,3 +71,30 @@ def read_run_stages(folder: Path) -> RunStages:
             for stage in sorted((folder / "scores").glob("*/"))
         },
     )
+
+
+def past_before(folder: Path) -> Past:
+    """The sum that a stage's adapter was trained on: the adapters of the run's earlier stages.
+
+    Raises:
+        SettingsError: the folder is no stage of a run, its first stage, or of a run that does not
+            sum its adapters.
+        AdapterError, StorageError: an earlier stage cannot be read.
+    """
+    folder = folder.resolve()
+    run_folder = folder.parent.parent
+    if folder.parent.name != "stages" or not (run_folder / "run.json").is_file():
+        raise SettingsError(
+            f"{folder.name} is no stage of an `ella run`, so its past is not known",
+            hint="name the past with --past FILE",
+        )
+    run = read_run_stages(run_folder)
+    names = [f"{i:02d}-{stage}" for i, stage in enumerate(run.stages, start=1)]
+    index = names.index(folder.name) if folder.name in names else 0
+    earlier = [adapter for adapter in run.adapters[:index] if adapter is not None]
+    if not earlier or len(earlier) < index or not run.is_summed:
+        raise SettingsError(
+            f"{folder.name} of {run_folder.name} ({run.method}) was not trained on a past",
+            hint="name a later stage, or a past with --past FILE",
+        )
+    return Past.of(earlier)

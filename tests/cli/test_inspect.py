@@ -85,9 +85,23 @@ def test_an_adapter_that_collides_is_named_with_the_place(
     assert "hardest in model.layers." in said
 
 
+def test_without_a_past_a_stage_is_set_against_the_stages_before_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = str(run / "stages" / "03-task2")
+    found = []
+    for words in ([], ["--past", str(run.parent / "two.safetensors")]):
+        assert ella(monkeypatch, "inspect", "overlap", last, *words, "--json") == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["total"] == pytest.approx(found[1]["total"])
+    assert [task["name"] for task in found[0]["tasks"]] == ["task0", "task1"]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["overlap", "{run}/stages/01-task0"], "was not trained on a past"),
+        (["overlap", "{run}"], "no stage of an"),
         (["energy", "nowhere.safetensors"], "there is no W_past file"),
         (["spectrum", "{last}/adapter_model.safetensors"], "is no W_past file"),
         (["overlap", "{run}", "--past", "{past}"], "adapter_config.json"),
