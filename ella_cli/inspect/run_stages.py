@@ -11,7 +11,7 @@ from ella_cli.accuracy import AccuracyMatrix
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.errors import SettingsError, StorageError
 from ella_cli.files import read_json
-from ella_cli.past import Past
+from ella_cli.past import Past, read_past
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,3 +98,24 @@ def past_before(folder: Path) -> Past:
             hint="name a later stage, or a past with --past FILE",
         )
     return Past.of(earlier)
+
+
+def past_of_run(folder: Path, file: Path) -> Past:
+    """A run's past with its tasks known apart, if the run still has every adapter in it.
+
+    A dense file, or a compacted one, holds their sum only; else that file is given as it is.
+
+    Raises:
+        PastError, AdapterError: the file or a stage is damaged.
+    """
+    past = read_past(file)
+    if not (folder / "run.json").is_file():
+        return past
+    found = [adapter for adapter in read_run_stages(folder).adapters if adapter is not None]
+    known = {adapter.digest: adapter for adapter in found}
+    adapters = [known[task.digest] for task in past.tasks if task.digest in known]
+    changed = any(task.shrink is not None for task in past.tasks)
+    if len(adapters) < len(past.tasks) or not adapters or changed:
+        return past
+    kind = past.record.energy
+    return Past.of(adapters, energy=kind.kind, last=kind.last, decay=kind.decay)

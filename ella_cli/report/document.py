@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 _NUMBER = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?%?( ± [\d.]+)?")
@@ -151,6 +151,20 @@ def cell_text(cell: Cell) -> str:
     if isinstance(cell, int):
         return f"{cell:,}"
     return cell if isinstance(cell, str) else number(cell)
+
+
+def without_empty_columns(table: Table) -> Table:
+    """The table less the columns that hold nothing in any row."""
+    kept = [
+        index
+        for index in range(len(table.columns))
+        if any(row[index] is not None for row in table.rows) or not table.rows
+    ]
+    return replace(
+        table,
+        columns=tuple(table.columns[index] for index in kept),
+        rows=tuple(tuple(row[index] for index in kept) for row in table.rows),
+    )
 
 
 def is_numeric_column(table: Table, column: int) -> bool:

@@ -18,6 +18,7 @@ from ella_cli.report.document import (
     Series,
     Table,
     Words,
+    without_empty_columns,
 )
 from ella_cli.report.layers import layer_grid
 
@@ -73,7 +74,7 @@ def _energy_table(report: EnergyReport) -> Table:
         note = f"the {MOST_MODULES} modules with the most energy; --json has the other " + (
             f"{left_out}. {note}"
         )
-    return Table(
+    table = Table(
         title="energy by module",
         columns=(
             "module",
@@ -93,6 +94,7 @@ def _energy_table(report: EnergyReport) -> Table:
         rows=tuple(_energy_row(m) for m in (report.total, *ranked[:MOST_MODULES])),
         note=note,
     )
+    return without_empty_columns(table)
 
 
 def _energy_row(module: ModuleEnergy) -> tuple[Cell, ...]:
@@ -185,12 +187,13 @@ def _spectrum_table(report: SpectrumReport) -> Table:
     note = f"computed by: {', '.join(methods)}; left out at most {missed:.1e} of ‖W‖"
     if len(ranked) > MOST_MODULES:
         note = f"the {MOST_MODULES} with the largest σ₁; --json has all {len(ranked)}; {note}"
-    return Table(
+    table = Table(
         title="spectrum by module",
         columns=("module", "σ₁", "σ₂", "rank", "effective rank", "stable rank", *report.tasks),
         rows=tuple(_spectrum_row(m, len(report.tasks)) for m in ranked[:MOST_MODULES]),
         note=note,
     )
+    return without_empty_columns(table)
 
 
 def _spectrum_row(module: ModuleSpectrum, tasks: int) -> tuple[Cell, ...]:

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ella_cli.report.document import Cell, Document, HeatMap, Part, Section, Table, Tree, Words
+from ella_cli.report.document import (
+    Cell,
+    Document,
+    HeatMap,
+    Part,
+    Section,
+    Table,
+    Tree,
+    Words,
+    without_empty_columns,
+)
 from ella_cli.report.inspected_past import MOST_MODULES
 from ella_cli.report.layers import layer_grid
 
@@ -90,7 +100,7 @@ def _overlap_words(report: OverlapReport) -> list[str]:
 
 
 def _overlap_table(title: str, first: str, rows: tuple[Overlap, ...]) -> Table:
-    return Table(
+    table = Table(
         title=title,
         columns=(first, "‖ΔW‖", "‖W‖", "⟨ΔW, W⟩", "cosine", "‖ΔW ⊙ E‖²", "times chance",
                  "in top 1%", "by chance"),
@@ -100,6 +110,7 @@ def _overlap_table(title: str, first: str, rows: tuple[Overlap, ...]) -> Table:
             for o in rows
         ),
     )  # fmt: skip
+    return without_empty_columns(table)
 
 
 def bound_document(report: BoundReport, adapter: str, past: str) -> Document:
@@ -149,7 +160,7 @@ def bound_document(report: BoundReport, adapter: str, past: str) -> Document:
 
 
 def _bound_table(title: str, first: str, rows: tuple[Bound, ...], *, by_lam: bool) -> Table:
-    return Table(
+    table = Table(
         title=title,
         columns=(first, "|⟨X, W⟩|", "bound", "left / right", "holds", "‖G‖",
                  "|⟨G/(1+λE²), W⟩|", "cosine to G/(1+λE²)"),
@@ -159,6 +170,7 @@ def _bound_table(title: str, first: str, rows: tuple[Bound, ...], *, by_lam: boo
             for b in rows
         ),
     )  # fmt: skip
+    return without_empty_columns(table)
 
 
 def forgetting_document(report: ForgettingReport) -> Document:
@@ -204,7 +216,7 @@ def _pair_table(report: ForgettingReport) -> Table:
 
 
 def _transition_table(report: ForgettingReport) -> Table:
-    return Table(
+    table = Table(
         title="each stage against its whole past",
         columns=("run", "stage", "λ", "mean accuracy lost", "‖ΔW‖", "⟨ΔW, W⟩", "‖ΔW ⊙ W‖²",
                  "times chance", "bound", "G"),
@@ -217,6 +229,7 @@ def _transition_table(report: ForgettingReport) -> Table:
         ),
         note="no bound at λ = 0, where it is infinite",
     )  # fmt: skip
+    return without_empty_columns(table)
 
 
 def origin_document(origin: Origin) -> Document:

@@ -27,12 +27,13 @@ def picture_past(run: RunResults) -> PastPicture | None:
     if not path.is_file():
         return None
     from ella_cli.inspect.energy import energy_of
+    from ella_cli.inspect.run_stages import past_of_run
     from ella_cli.inspect.spectrum import spectrum_of
     from ella_cli.past import read_past
 
-    past = read_past(path)
+    past = past_of_run(run.path, path)
     energy, spectrum = energy_of(past), spectrum_of(past)
     return PastPicture(
         (energy_section(energy), spectrum_section(spectrum)),
-        {"digest": past.digest, "energy": asdict(energy), "spectrum": asdict(spectrum)},
+        {"digest": read_past(path).digest, "energy": asdict(energy), "spectrum": asdict(spectrum)},
     )

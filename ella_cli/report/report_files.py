@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.text import Text
 
 from ella_cli.errors import SettingsError
 from ella_cli.files import write_json, write_text
@@ -90,7 +91,8 @@ def write_html(folders: Sequence[Path], out: Path, *, command: str = "") -> Repo
 def matrix_table(run: RunResults) -> RenderableType:
     """The accuracy matrix and the figures of merit, for a terminal."""
     parts = (accuracy_heat_map(run), metrics_table(run, definitions=False))
-    return Group(*(terminal.render_part(part) for part in parts))
+    matrix, figures = (terminal.render_part(part) for part in parts)
+    return Group(matrix, Text(), figures)
 
 
 def comparison_table(runs: Sequence[RunResults]) -> RenderableType:

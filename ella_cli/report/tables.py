@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ella_cli.report.document import Cell, HeatMap, Lines, Part, Series, Table, Words
+from ella_cli.report.document import (
+    Cell,
+    HeatMap,
+    Lines,
+    Part,
+    Series,
+    Table,
+    Words,
+    without_empty_columns,
+)
 from ella_cli.report.groups import Group, groups_of
 from ella_cli.report.metrics import METRICS, Interval, Spread, bootstrap, metric_values, spread
 from ella_cli.report.results import RunResults
@@ -173,7 +182,7 @@ def _balance_table(run: RunResults) -> Table:
         )
         for b, stage in zip(balances(run), run.stages, strict=True)
     )
-    return Table(
+    table = Table(
         title="how each task's training ended",
         columns=(
             "task",
@@ -189,6 +198,7 @@ def _balance_table(run: RunResults) -> Table:
         rows=rows,
         note="first and end: means over a tenth of the logged steps",
     )
+    return without_empty_columns(table)
 
 
 def _value(value: float | None) -> Cell:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ella_cli.inspect.origin import Node, adapter_origin, past_origin, run_origin
-from ella_cli.past import Past
+from ella_cli.inspect.run_stages import past_of_run
+from ella_cli.inspect.task_updates import separate_tasks
+from ella_cli.past import Past, accumulate, read_past
 from tests.inspect.conftest import WriteAdapter, random_factors, save_adapter
 
 MATRIX = ((0.8, 0.1), (0.7, 0.6))
@@ -94,3 +96,19 @@ def test_facts_are_plain_json(write_run: Callable[..., Path], factored: Past) ->
     folder = write_run("r", MATRIX)
     for origin in (run_origin(folder), adapter_origin(folder / "stages" / "01-task0")):
         assert json.loads(json.dumps(origin.facts, allow_nan=False))
+
+
+def test_a_run_tells_its_tasks_apart_though_its_file_holds_only_their_sum(
+    write_run: Callable[..., Path],
+) -> None:
+    folder = write_run("r", MATRIX)
+    file = folder / "wpast.safetensors"
+    file.unlink()
+    accumulate(sorted((folder / "stages").iterdir()), file, store="dense", energy="rss")
+    assert separate_tasks(read_past(file)) == ()
+    past = past_of_run(folder, file)
+    assert separate_tasks(past) == ("task0", "task1")
+    assert past.energy == "rss"
+    # Not once a stage is no longer the one that was added.
+    save_adapter(folder / "stages" / "01-task0", random_factors(77))
+    assert separate_tasks(past_of_run(folder, file)) == ()
