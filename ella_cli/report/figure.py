@@ -88,6 +88,8 @@ def _heat_map(axes: Axes, part: HeatMap) -> None:
 def _lines(axes: Axes, part: Lines) -> None:
     for index, series in enumerate(part.series):
         points = _points(series, part.logarithmic)
+        if not points:
+            continue
         axes.plot(
             [x for x, _ in points],
             [y for _, y in points],

@@ -7,7 +7,7 @@ a page sets several side by side where there is room.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -51,18 +51,19 @@ class _Axis:
 
 def line_chart(lines: Lines) -> str:
     """An `<svg>` element; its classes are coloured by the page's style sheet."""
-    drawn = [s for s in lines.series if _points(s, lines.logarithmic)]
+    # A series keeps the colour of its place in the whole, so that charts of the same tasks agree.
+    drawn = {i: s for i, s in enumerate(lines.series) if _points(s, lines.logarithmic)}
     if not drawn:
         return ""
     legend_rows = _legend_rows(drawn)
     height = _HEIGHT + _LEGEND_LINE * len(legend_rows)
-    x_axis, y_axis = _axes(drawn, lines.logarithmic)
+    x_axis, y_axis = _axes(list(drawn.values()), lines.logarithmic)
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH:g} {height:g}" role="img" '
         f'aria-label="{escape(lines.title)}: {escape(lines.y_axis)} over {escape(lines.x_axis)}">'
     ]
     parts += _grid(x_axis, y_axis, lines)
-    for index, series in enumerate(drawn):
+    for index, series in drawn.items():
         parts += _curve(series, index, x_axis, y_axis, lines.logarithmic)
     parts += _legend(legend_rows)
     return "".join([*parts, "</svg>"])
@@ -131,12 +132,12 @@ def _curve(
     ]
 
 
-def _legend_rows(series: Sequence[Series]) -> list[list[tuple[int, str, float]]]:
+def _legend_rows(series: Mapping[int, Series]) -> list[list[tuple[int, str, float]]]:
     """Names packed into rows: (series' index, name, where it starts)."""
     rows: list[list[tuple[int, str, float]]] = []
     x = _WIDTH
-    for index, one in enumerate(series):
-        width = 34 + 6.4 * len(one.name)
+    for index, one in series.items():
+        width = 36 + 6.9 * len(one.name)
         if x + width > _WIDTH:
             rows.append([])
             x = 10.0

@@ -143,9 +143,8 @@ def balance_parts(run: RunResults) -> tuple[Part, ...]:
     ratios = tuple(
         Series(name, stage.curves.step, ratio(stage))
         for name, stage in zip(names, run.stages, strict=True)
-        if any(ratio(stage))
     )
-    if ratios:
+    if any(any(series.y) for series in ratios):
         parts.append(
             Lines(
                 "λ · penalty / cross-entropy",
@@ -159,9 +158,8 @@ def balance_parts(run: RunResults) -> tuple[Part, ...]:
     norms = tuple(
         Series(name, stage.curves.step, stage.curves.update_norm)
         for name, stage in zip(names, run.stages, strict=True)
-        if any(stage.curves.update_norm)
     )
-    if norms:
+    if any(any(series.y) for series in norms):
         parts.append(Lines("size of the update", "optimizer step", "‖ΔW‖ (Frobenius)", norms))
     parts.append(_balance_table(run))
     return tuple(parts)
