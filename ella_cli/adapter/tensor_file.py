@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,10 +40,10 @@ _HEADER_LIMIT_BYTES = 100_000_000
 # knows how.
 _ALIGNMENT = 4096
 _COPY_CHUNK_BYTES = 1 << 23
+_COUNT_LIMIT = 1 << 62
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor of a file: what it is and where its bytes lie, counted from the file's start."""
 
     dtype: str
@@ -170,7 +170,9 @@ class TensorFileWriter:
         self, path: Path, layout: Mapping[str, Entry], metadata: Mapping[str, str]
     ) -> None:
         self._layout = layout
-        self._data_start = _aligned(8 + len(_header_text(layout, metadata)))
+        self._metadata = dict(metadata)
+        self._header = _header_text(layout, metadata)
+        self._data_start = _aligned(8 + len(self._header))
         self._left = sum(entry.nbytes for entry in layout.values())
         self._file = path.open("wb", buffering=0)
         self._file.seek(self._data_start)
@@ -194,7 +196,9 @@ class TensorFileWriter:
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Writes the header; until then the file is no safetensors file."""
         assert self._left == 0, f"{self._left} bytes of the layout were not written"
-        text = _header_text(self._layout, metadata)
+        # A past of many tasks has a header of megabytes: it is made once where it can be.
+        same = self._metadata == dict(metadata)
+        text = self._header if same else _header_text(self._layout, metadata)
         room = self._data_start - 8
         assert len(text) <= room
         self._file.seek(0)
@@ -304,8 +308,11 @@ def _entry(name: str, value: object, data_start: int) -> Entry:
 
 
 def _counts(value: object) -> tuple[int, ...] | None:
-    if not isinstance(value, list) or not all(type(v) is int and 0 <= v < 1 << 62 for v in value):
+    if not isinstance(value, list):
         return None
+    for number in value:
+        if type(number) is not int or not 0 <= number < _COUNT_LIMIT:
+            return None
     return tuple(value)
 
 
