@@ -65,6 +65,7 @@ def _environment() -> Environment:
         "paint": _paint,
         "numeric": is_numeric_column,
         "text": cell_text,
+        "wide": _is_wide,
     }
     environment.filters["anchor"] = _anchor
     return environment
@@ -80,6 +81,13 @@ def _kind_of(part: Part) -> str:
 
 def _chart(lines: Lines) -> Markup:
     return Markup(line_chart(lines))
+
+
+def _is_wide(heat_map: HeatMap) -> bool:
+    """Whether it needs more than a third of a wide page; by the style sheet's sizes, in rem."""
+    longest = max(len(name) for name in (*heat_map.rows, heat_map.row_axis + " ↓"))
+    words = [max(map(len, name.replace("-", "- ").split()), default=0) for name in heat_map.columns]
+    return 1.3 + 0.52 * longest + sum(max(3.6, 1.3 + 0.55 * word) for word in words) > 21
 
 
 def _paint(heat_map: HeatMap, value: float) -> str:

@@ -23,6 +23,7 @@ from ella_cli.report.document import (
 from ella_cli.report.layers import layer_grid
 
 if TYPE_CHECKING:
+    from ella_cli.inspect.collisions import Collisions
     from ella_cli.inspect.energy import EnergyReport, ModuleEnergy
     from ella_cli.inspect.spectrum import ModuleSpectrum, SpectrumReport, SubspaceOverlap
 
@@ -208,6 +209,18 @@ def _spectrum_row(module: ModuleSpectrum, tasks: int) -> tuple[Cell, ...]:
         module.stable_rank,
         *shares,
     )
+
+
+def collision_section(report: Collisions) -> Section:
+    """Which tasks use the same coordinates, and whether they pull the same way."""
+    maps = (
+        HeatMap("same coordinates: ‖ΔW_i ⊙ ΔW_j‖² over chance", "task", "task", report.tasks,
+                report.tasks, report.collision, decimals=2, note="1 is chance; the diagonal is "
+                "a task with itself"),
+        HeatMap("same direction: cosine of ΔW_i and ΔW_j", "task", "task", report.tasks,
+                report.tasks, report.cosine, scale="signed", decimals=3),
+    )  # fmt: skip
+    return Section("Overlap between tasks", maps, "What the penalty sees, and what it does not.")
 
 
 def _tasks(tasks: tuple[str, ...]) -> str:
