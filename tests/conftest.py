@@ -13,9 +13,7 @@ import pytest
 
 Ella = Callable[..., "subprocess.CompletedProcess[str]"]
 
-_WORDS = """the a cat dog bird ran sat sang on in under mat tree house very good bad neutral
-happy sad Option: Answer: What is the topic of following paragraph? Choose one from option.
-sentiment red green blue yes no true false""".split()
+_WORDS = ["the", "a", "cat", "dog", "bird", "ran", "sat", "sang", "on", "in", "under", "mat", "tree", "house", "very", "good", "bad", "neutral", "happy", "sad", "Option:", "Answer:", "What", "is", "the", "topic", "of", "following", "paragraph?", "Choose", "one", "from", "option.", "sentiment", "red", "green", "blue", "yes", "no", "true", "false"]
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ imported inside commands, so that `ella --help` is instant.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -61,6 +62,10 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        # A pipe that knows only ASCII gets question marks for λ, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except EllaError as error:
@@ -69,6 +74,11 @@ def main() -> None:
         if error.hint:
             stderr.print(f"[dim]next:[/]  {escape(error.hint)}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; the same command goes on from the last finished step\n")
-        sys.exit(130)
+    except SystemExit as stop:
+        # What typer makes of Ctrl-C.
+        if stop.code == 130:
+            sys.stderr.write(
+                "\ninterrupted; nothing half-written is left, "
+                "and the same command goes on from the last finished step\n"
+            )
+        raise

@@ -150,8 +150,13 @@ def evaluate_adapters(
 def load_tasks(
     order: Sequence[str], settings: EvaluateSettings | RunSettings, progress: Progress
 ) -> list[Task]:
-    """The tasks of an order with their rows; what is odd about them is noted."""
-    tasks = []
+    """The tasks of an order with their rows; what is odd about them is noted.
+
+    Raises:
+        TaskError: a task cannot be found or used.
+        SettingsError: two tasks go by one name.
+    """
+    tasks: list[Task] = []
     for name in order:
         task = load_task(
             name,
@@ -161,6 +166,11 @@ def load_tasks(
             validation=settings.validation,
             seed=settings.seed,
         )
+        if any(task.spec.name == other.spec.name for other in tasks):
+            raise SettingsError(
+                f"two tasks of the order are called {task.spec.name!r}",
+                hint="rename one folder: stages and scores are kept by the task's name",
+            )
         for warning in task.warnings:
             progress.note(f"{task.spec.name}: {warning}")
         tasks.append(task)

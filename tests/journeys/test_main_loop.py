@@ -1,0 +1,197 @@
+"""The main job through the `ella` process: train, accumulate, evaluate, inspect, run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHORT = ("--max-steps", 3, "--dtype", "float32", "--learning-rate", "0.01")
+
+
+def _run_flags(model: Path, method: str) -> list[object]:
+    order = "tasks/animals,tasks/colours"
+    own = ["--order", order, "--model", model, "--method", method, "--decode", "rank"]
+    return [*own, *SHORT]
+
+
+def test_one_task_after_another_by_hand(ella: Any, tiny_llama: Path, own_tasks: Path) -> None:
+    common = ("--model", tiny_llama, *SHORT, "--json")
+    first = json.loads(ella("train", "--task", "tasks/animals", "-o", "a1", *common).stdout)
+    assert first["task"] == "animals"
+    assert first["past"] == {"digest": None, "tasks": []}
+
+    ella("accumulate", "a1", "--past", "wpast.safetensors")
+    second = json.loads(
+        ella(
+            "train", "--task", "tasks/colours", "--past", "wpast.safetensors", "-o", "a2", *common
+        ).stdout
+    )
+    assert second["past"]["tasks"] == ["animals"]
+    assert second["order_index"] == 1
+    assert second["curves"]["penalty"][-1] > 0
+
+    ella("accumulate", "a2", "--past", "wpast.safetensors")
+    scores = json.loads(
+        ella(
+            "eval", "--order", "tasks/animals,tasks/colours", "--adapters", "a1",
+            "--adapters", "a2", "--model", tiny_llama, "--dtype", "float32", "-o", "scores", "--json",
+        ).stdout
+    )  # fmt: skip
+    assert scores["order"] == ["animals", "colours"]
+    assert len(scores["matrix"]) == 2
+    assert scores["test_rows"] == {"animals": 9, "colours": 9}
+    for what in (
+        ("energy", "wpast.safetensors"),
+        ("spectrum", "wpast.safetensors"),
+        ("adapter", "a2"),
+    ):
+        assert ella("inspect", *what).stdout
+
+
+def test_an_adapter_is_a_stock_peft_adapter(
+    ella: Any, tiny_model: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    ella("train", "--task", "tasks/animals", "-o", "a1", "--model", tiny_model, *SHORT)
+    config = json.loads((tmp_path / "a1" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA"
+    assert {path.name for path in (tmp_path / "a1").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "README.md", "ella.json",
+    }  # fmt: skip
+    t5 = config["task_type"] == "SEQ_2_SEQ_LM"
+    loader = AutoModelForSeq2SeqLM if t5 else AutoModelForCausalLM
+    model = PeftModel.from_pretrained(loader.from_pretrained(tiny_model), tmp_path / "a1")
+    b = [p for name, p in model.named_parameters() if "lora_B" in name]
+    assert any(p.abs().sum() > 0 for p in b)
+
+
+@pytest.mark.parametrize("method", ["ella", "inclora", "seqlora", "olora", "single", "joint"])
+def test_every_method_runs_an_order(
+    ella: Any, tiny_llama: Path, own_tasks: Path, method: str
+) -> None:
+    done = ella("run", *_run_flags(tiny_llama, method), "-o", "run", "--json")
+    results = json.loads(done.stdout)
+    asked = {
+        "order", "matrix", "base", "oa", "bwt", "forgetting", "learned", "fwt_zero_shot",
+        "fwt_plasticity", "method", "lambda", "seed", "decode", "test_rows",
+    }  # fmt: skip
+    assert asked <= results.keys()
+    assert results["method"] == method
+    ran = [[score is not None for score in row] for row in results["matrix"]]
+    expected = {
+        "single": [[True, False], [False, True]],
+        "joint": [[False, False], [True, True]],
+    }.get(method, [[True, True], [True, True]])
+    assert ran == expected
+
+
+def test_every_kind_of_model_runs_an_order(ella: Any, tiny_model: Path, own_tasks: Path) -> None:
+    results = json.loads(ella("run", *_run_flags(tiny_model, "ella"), "-o", "run", "--json").stdout)
+    assert results["oa"] is not None
+
+
+def test_a_single_run_gives_plasticity(ella: Any, tiny_llama: Path, own_tasks: Path) -> None:
+    ella("run", *_run_flags(tiny_llama, "single"), "-o", "single")
+    done = ella("run", *_run_flags(tiny_llama, "ella"), "-o", "run", "--single", "single", "--json")
+    results = json.loads(done.stdout)
+    plasticity = results["matrix"][1][1] - results["single"][1]
+    assert results["fwt_plasticity"] == pytest.approx(plasticity)
+
+
+def test_killed_again_and_again_a_run_ends_with_the_same_results(
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    flags = _run_flags(tiny_llama, "ella")
+    whole = json.loads(ella("run", *flags, "-o", "whole", "--json").stdout)
+    command = [sys.executable, "-m", "ella_cli", "run", *flags, "-o", "killed", "-q"]
+    kills = 0
+    # Each life lasts until one more result has appeared; then it is killed without a warning.
+    for wanted in (
+        "run.json",
+        "stages/01-animals",
+        "stages/02-colours",
+        "scores/base/animals.json",
+    ):
+        life = subprocess.Popen(
+            list(map(str, command)),
+            cwd=tmp_path,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "killed" / wanted).exists() and life.poll() is None:
+            assert time.monotonic() < deadline
+            os.sched_yield()
+        if life.poll() is None:
+            life.send_signal(signal.SIGKILL)
+            kills += 1
+        life.wait()
+    assert kills >= 3
+    resumed = json.loads(ella("run", *flags, "-o", "killed", "--json").stdout)
+    assert resumed == whole
+    # An adapter is equal to the bit, not only in its scores.
+    for stage in ("01-animals", "02-colours"):
+        file = Path("stages") / stage / "adapter_model.safetensors"
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_ctrl_c_says_how_to_go_on(tiny_llama: Path, own_tasks: Path, tmp_path: Path) -> None:
+    flags = [*_run_flags(tiny_llama, "ella"), "--max-steps", 100000]
+    command = [sys.executable, "-m", "ella_cli", "run", *flags, "-o", "run", "-q"]
+    life = subprocess.Popen(
+        list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "run" / "run.json").exists():
+        assert life.poll() is None
+        os.sched_yield()
+    life.send_signal(signal.SIGINT)
+    _, words = life.communicate(timeout=60)
+    assert life.returncode == 130
+    assert "the same command goes on" in words
+    assert "Traceback" not in words
+
+
+def test_a_folder_of_another_run_is_not_touched(
+    ella: Any, tiny_llama: Path, own_tasks: Path
+) -> None:
+    flags = _run_flags(tiny_llama, "inclora")
+    ella("run", *flags, "-o", "run")
+    done = ella("run", *flags, "--seed", 7, "-o", "run", code=2)
+    assert "its seed is 0, now it is 7" in done.stderr
+
+
+def test_evaluation_goes_on_where_it_stopped(
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    ella("run", *_run_flags(tiny_llama, "inclora"), "-o", "run")
+    cells = sorted((tmp_path / "run" / "scores").rglob("*.json"))
+    before = {path: path.stat().st_mtime_ns for path in cells}
+    cells[0].unlink()
+    ella("eval", "--run", "run")
+    after = {path: path.stat().st_mtime_ns for path in cells}
+    assert {path for path in cells if after[path] != before[path]} == {cells[0]}
+
+
+def test_settings_come_from_a_file_and_flags_win(ella: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("learning-rate: 0.5\nseed: 3\nlambda: 7\n")
+    done = ella("run", "--config", "run.yaml", "--seed", 4, "-o", "run", "--dry-run", "--json")
+    settings = json.loads(done.stdout)["settings"]
+    assert (settings["learning_rate"], settings["seed"], settings["lambda"]) == (0.5, 4, 7.0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_prints_a_file_that_config_takes(ella: Any, tmp_path: Path) -> None:
+    shown = ella("run", "--order", 4, "--lora-rank", 16, "-o", "run", "--dry-run").stdout
+    (tmp_path / "run.yaml").write_text(shown)
+    again = ella("run", "--config", "run.yaml", "-o", "run", "--dry-run").stdout
+    assert again == shown
