@@ -13,7 +13,11 @@ import pytest
 
 Ella = Callable[..., "subprocess.CompletedProcess[str]"]
 
-_WORDS = ["the", "a", "cat", "dog", "bird", "ran", "sat", "sang", "on", "in", "under", "mat", "tree", "house", "very", "good", "bad", "neutral", "happy", "sad", "Option:", "Answer:", "What", "is", "the", "topic", "of", "following", "paragraph?", "Choose", "one", "from", "option.", "sentiment", "red", "green", "blue", "yes", "no", "true", "false"]
+_WORDS = (
+    "the a cat dog bird ran sat sang on in under mat tree house very good bad neutral happy sad "
+    "Option: Answer: What is the topic of following paragraph? Choose one from option. "
+    "sentiment red green blue yes no true false"
+)
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +116,7 @@ def _tokenizer(folder: Path, *, closes: bool) -> tuple[Path, int]:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(_WORDS)] * 4, trainer)
+    tokenizer.train_from_iterator([_WORDS] * 4, trainer)
     template = "$A </s>" if closes else "<s> $A"
     tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("</s>", 1), ("<s>", 2)]

@@ -41,7 +41,7 @@ def check_precision(precision: str | None) -> None:
 
 
 def precision_for(past: Past, precision: str | None) -> str:
-    """`ieee` for an f32 past; tf32 for a half one, whose own rounding is larger."""
+    """`ieee` for an f32 past; tf32 for a half one, which alone outruns the f32 units."""
     if precision is not None:
         return precision
     dtype = past.p.dtype if isinstance(past, Factors) else past.dtype
@@ -82,7 +82,7 @@ class Launch:
         self._pasts = [_one_dtype(past) for past in pasts]
         self._shapes = [(*past.shape, rank) for past, rank in zip(pasts, ranks, strict=True)]
         self._device = pasts[0].device
-        self._blocks: Blocks = blocks_for(padded, self._precision)
+        self._blocks: Blocks = blocks_for(padded, self._precision, factored=self._factored)
         self._schedule: Schedule = make_schedule(
             self._shapes, scales, self._blocks, _processors(self._device), self._device
         )

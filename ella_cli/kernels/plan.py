@@ -178,7 +178,7 @@ def plan_penalty(
         form: "auto", "eager", "fused", "tiled" or "gram"; all are exact. "fused" multiplies
             factors out once, which takes M · N · 4 bytes; "auto" does so only if they are free.
         precision: of the products in CUDA kernels, "ieee" or "tf32"; None takes tf32 only for a
-            bf16 or fp16 past, whose own rounding is larger.
+            bf16 or fp16 past; docs/method.md has the errors.
         names: what errors call the modules.
         calls: how often the plan will be called; few calls make preparation weigh more.
 

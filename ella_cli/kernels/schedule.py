@@ -75,6 +75,13 @@ _FLOAT32_UNITS = {
 }
 
 
+# The tiled kernel holds a block of P and of Q besides: narrower where that would spill.
+_NARROWER_IF_TILED = {
+    ("tf32", 8): Blocks(16, 256, 8, 16, 8, 8, 1),
+    ("tf32", 256): Blocks(16, 16, 256, 16, 1, 8, 1),
+    ("ieee", 16): Blocks(8, 64, 16, 16, 4, 4, 1),
+    ("ieee", 256): Blocks(8, 16, 256, 16, 1, 8, 1),
+}
 LARGEST_RANK = 256
 
 
@@ -84,8 +91,11 @@ def padded_rank(rank: int) -> int:
     return max(8, 1 << (rank - 1).bit_length())
 
 
-def blocks_for(rank: int, precision: str) -> Blocks:
-    return (_TENSOR_CORES if precision == "tf32" else _FLOAT32_UNITS)[padded_rank(rank)]
+def blocks_for(rank: int, precision: str, *, factored: bool) -> Blocks:
+    """The tiles of the fused kernel, or (`factored`) of the tiled one."""
+    padded = padded_rank(rank)
+    blocks = (_TENSOR_CORES if precision == "tf32" else _FLOAT32_UNITS)[padded]
+    return _NARROWER_IF_TILED.get((precision, padded), blocks) if factored else blocks
 
 
 def make_schedule(

@@ -39,12 +39,9 @@ def test_one_task_after_another_by_hand(ella: Any, tiny_llama: Path, own_tasks: 
     assert second["curves"]["penalty"][-1] > 0
 
     ella("accumulate", "a2", "--past", "wpast.safetensors")
-    scores = json.loads(
-        ella(
-            "eval", "--order", "tasks/animals,tasks/colours", "--adapters", "a1",
-            "--adapters", "a2", "--model", tiny_llama, "--dtype", "float32", "-o", "scores", "--json",
-        ).stdout
-    )  # fmt: skip
+    order = ("--order", "tasks/animals,tasks/colours", "--adapters", "a1", "--adapters", "a2")
+    model = ("--model", tiny_llama, "--dtype", "float32")
+    scores = json.loads(ella("eval", *order, *model, "-o", "scores", "--json").stdout)
     assert scores["order"] == ["animals", "colours"]
     assert len(scores["matrix"]) == 2
     assert scores["test_rows"] == {"animals": 9, "colours": 9}

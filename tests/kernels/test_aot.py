@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def job(
     kernel: str, target: int, rank: int, precision: str, dtypes: tuple[str, str, str]
 ) -> dict[str, Any]:
-    blocks = blocks_for(rank, precision)
+    blocks = blocks_for(rank, precision, factored=kernel == "tiled")
     constants: dict[str, Any] = {
         "B_DTYPE": dtypes[0],
         "A_DTYPE": dtypes[1],

@@ -176,8 +176,9 @@ def test_half_precision_pasts_take_tf32_and_float32_ones_do_not(device: str) -> 
 
 def test_items_cover_each_element_once(device: str) -> None:
     shapes = [(1, 1, 1), (1030, 700, 8), (64, 513, 8)]
-    schedule = make_schedule(shapes, [1.0] * 3, blocks_for(8, "tf32"), 7, torch.device(device))
+    blocks = blocks_for(8, "tf32", factored=False)
+    schedule = make_schedule(shapes, [1.0] * 3, blocks, 7, torch.device(device))
     seen = [torch.zeros(rows, columns) for rows, columns, _ in shapes]
     for module, column, first, last, *_ in schedule.items.tolist():
-        seen[module][first:last, column : column + blocks_for(8, "tf32").columns] += 1
+        seen[module][first:last, column : column + blocks.columns] += 1
     assert all(bool((count == 1).all()) for count in seen)
