@@ -51,4 +51,5 @@ class Output:
             sys.stdout.write("\n")
             return
         for renderable in shown:
-            self.stdout.print(renderable)
+            # Plain text may be meant for a file, where a wrapped line would be two.
+            self.stdout.print(renderable, soft_wrap=isinstance(renderable, str))

@@ -146,7 +146,12 @@ def test_ctrl_c_says_how_to_go_on(tiny_llama: Path, own_tasks: Path, tmp_path: P
     flags = [*_run_flags(tiny_llama, "ella"), "--max-steps", 100000]
     command = [sys.executable, "-m", "ella_cli", "run", *flags, "-o", "run", "-q"]
     life = subprocess.Popen(
-        list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        list(map(str, command)),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that started the tests in the background has SIGINT ignored, and so would we.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not (tmp_path / "run" / "run.json").exists():
         assert life.poll() is None
