@@ -79,7 +79,7 @@ _FLOAT32_UNITS = {
 _NARROWER_IF_TILED = {
     ("tf32", 8): Blocks(16, 256, 8, 16, 8, 8, 1),
     ("tf32", 256): Blocks(16, 16, 256, 16, 1, 8, 1),
-    ("ieee", 16): Blocks(8, 64, 16, 16, 4, 4, 1),
+    ("ieee", 16): Blocks(8, 64, 16, 16, 4, 8, 1),
     ("ieee", 256): Blocks(8, 16, 256, 16, 1, 8, 1),
 }
 LARGEST_RANK = 256
