@@ -18,6 +18,9 @@ class Progress(Protocol):
     def note(self, words: str) -> None:
         """Something worth a line of its own happened."""
 
+    def warn(self, words: str) -> None:
+        """Something the user should know, however little they want to hear."""
+
 
 class Silence:
     """A listener that shows nothing."""
@@ -26,6 +29,9 @@ class Silence:
         return lambda done, words: None
 
     def note(self, words: str) -> None:
+        return
+
+    def warn(self, words: str) -> None:
         return
 
 

@@ -11,14 +11,15 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 
 from ella_cli.cli.output import Output
-from ella_cli.progress import SILENCE, Advance, Progress
+from ella_cli.progress import Advance, Progress, Silence
 
 
 class Bars:
     """One bar at a time; a finished one stays on the screen as a line."""
 
-    def __init__(self, display: RichProgress) -> None:
+    def __init__(self, display: RichProgress, output: Output) -> None:
         self._display = display
+        self._output = output
         self._current: TaskID | None = None
 
     def begin(self, what: str, total: int) -> Advance:
@@ -34,12 +35,25 @@ class Bars:
     def note(self, words: str) -> None:
         self._display.console.print(f"[dim]{escape(words)}[/]")
 
+    def warn(self, words: str) -> None:
+        self._output.warn(escape(words))
+
+
+class OnlyWarnings(Silence):
+    """What --quiet leaves of progress."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def warn(self, words: str) -> None:
+        self._output.warn(escape(words))
+
 
 @contextmanager
 def showing_progress(output: Output) -> Iterator[Progress]:
-    """Bars while the block runs; nothing under --quiet."""
+    """Bars while the block runs; only warnings under --quiet."""
     if output.quiet:
-        yield SILENCE
+        yield OnlyWarnings(output)
         return
     columns = (
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
@@ -49,4 +63,4 @@ def showing_progress(output: Output) -> Iterator[Progress]:
         TextColumn("{task.fields[words]}", table_column=Column(no_wrap=True, ratio=1)),
     )
     with RichProgress(*columns, console=output.stderr, expand=True) as display:
-        yield Bars(display)
+        yield Bars(display, output)

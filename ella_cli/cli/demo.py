@@ -9,7 +9,7 @@ import typer
 
 from ella_cli.cli.output import JsonOption, Output, QuietOption
 
-# Long enough to forget, short enough for a laptop: measured in docs/results.md.
+# A few minutes on two cores. How much is forgotten in so short a run is not yet measured.
 _STEPS = 30
 _TEST_ROWS = 48
 

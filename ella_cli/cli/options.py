@@ -11,13 +11,11 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
 from ella_cli.config import Settings, resolve_settings
-
-CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
 ConfigOption = Annotated[
     Path | None,

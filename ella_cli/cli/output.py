@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +18,10 @@ JsonOption = Annotated[
     typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr."),
 ]
 VerboseOption = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="Say more; twice for library logs.")
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, help="Show the libraries' logs; twice for debugging ones."
+    ),
 ]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Say only results, warnings and errors.")
@@ -36,6 +41,12 @@ class Output:
     verbose: int = 0
     stdout: Console = field(default_factory=lambda: Console(highlight=False))
     stderr: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+
+    def __post_init__(self) -> None:
+        if self.verbose:
+            # Read by transformers when it is imported, which commands do after this.
+            os.environ["TRANSFORMERS_VERBOSITY"] = "debug" if self.verbose > 1 else "info"
+            logging.basicConfig(level=logging.DEBUG if self.verbose > 1 else logging.INFO)
 
     def say(self, *words: RenderableType) -> None:
         if not self.quiet:

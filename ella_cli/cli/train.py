@@ -56,27 +56,18 @@ def train(
     from ella_cli.cli.bar import showing_progress
     from ella_cli.model.base import load_base
     from ella_cli.past import read_past
-    from ella_cli.tasks import load_task
+    from ella_cli.sequence import load_tasks
     from ella_cli.training.task import Assignment, train_task
 
-    rows = load_task(
-        task,
-        data=settings.data,
-        limit=settings.limit,
-        limit_test=settings.limit_test,
-        validation=settings.validation,
-        seed=settings.seed,
-    )
-    for warning in rows.warnings:
-        output.warn(warning)
     held = read_past(past) if past else None
     adapters = tuple(read_adapter(folder) for folder in earlier or ())
-    base = load_base(settings.model, dtype=settings.dtype, device=settings.device)
-    if held is not None:
-        base.check_ground(str(past), held.base.fingerprint)
-    index = len(held.tasks) if held else len(adapters)
-    assignment = Assignment(rows.spec.name, [rows], index, held, adapters)
     with showing_progress(output) as progress:
+        (rows,) = load_tasks([task], settings, progress)
+        base = load_base(settings.model, dtype=settings.dtype, device=settings.device)
+        if held is not None:
+            base.check_ground(str(past), held.base.fingerprint)
+        index = len(held.tasks) if held else len(adapters)
+        assignment = Assignment(rows.spec.name, [rows], index, held, adapters)
         manifest = train_task(base, assignment, settings, output_dir, progress=progress)
     output.result({"adapter": str(output_dir), **manifest}, _table(output_dir, manifest))
 

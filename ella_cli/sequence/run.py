@@ -14,7 +14,7 @@ from typing import Any
 
 from ella_cli import files
 from ella_cli.adapter import Adapter, read_adapter
-from ella_cli.config import EvaluateSettings, RunSettings
+from ella_cli.config import DataFields, EvaluateSettings, RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.evaluate.grid import Cell, Stage, evaluate_grid, evaluation_of
 from ella_cli.evaluate.results import results_document, single_scores
@@ -148,7 +148,7 @@ def evaluate_adapters(
 
 
 def load_tasks(
-    order: Sequence[str], settings: EvaluateSettings | RunSettings, progress: Progress
+    order: Sequence[str], settings: DataFields, progress: Progress = SILENCE
 ) -> list[Task]:
     """The tasks of an order with their rows; what is odd about them is noted.
 
@@ -172,7 +172,7 @@ def load_tasks(
                 hint="rename one folder: stages and scores are kept by the task's name",
             )
         for warning in task.warnings:
-            progress.note(f"{task.spec.name}: {warning}")
+            progress.warn(f"{task.spec.name}: {warning}")
         tasks.append(task)
     return tasks
 

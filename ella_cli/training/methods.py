@@ -55,7 +55,6 @@ class Method:
     """
 
     name: str
-    says: str
     summed: bool = False
     carried: bool = False
     joint: bool = False
@@ -110,21 +109,19 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(
             "ella",
-            "a new adapter a task, kept off the coordinates earlier tasks use",
             summed=True,
             lam=1e4,
             penalty=ella_penalty,
         ),
-        Method("inclora", "a new adapter a task, summed, nothing protected (λ = 0)", summed=True),
-        Method("seqlora", "one adapter carried through all tasks", carried=True),
+        Method("inclora", summed=True),
+        Method("seqlora", carried=True),
         Method(
             "olora",
-            "a new adapter a task, its A held orthogonal to earlier ones (O-LoRA)",
             summed=True,
             lam=0.5,
             penalty=olora_penalty,
         ),
-        Method("single", "each task alone from the base: what can be learned at best"),
-        Method("joint", "all tasks at once: the upper line", joint=True),
+        Method("single"),
+        Method("joint", joint=True),
     )
 }

@@ -197,3 +197,21 @@ def test_a_dry_run_prints_a_file_that_config_takes(ella: Any, tmp_path: Path) ->
     (tmp_path / "run.yaml").write_text(shown)
     again = ella("run", "--config", "run.yaml", "-o", "run", "--dry-run").stdout
     assert again == shown
+
+
+def test_a_warning_about_the_rows_survives_quiet(
+    ella: Any, tiny_llama: Path, own_tasks: Path
+) -> None:
+    animals = own_tasks / "animals"
+    (animals / "test.csv").write_text((animals / "train.csv").read_text())
+    flags = ("--model", tiny_llama, *SHORT, "-q")
+    done = ella("train", "--task", "tasks/animals", "-o", "a1", *flags)
+    assert "warning: animals: 24 of 24 test rows" in done.stderr
+    assert "train animals" not in done.stderr
+
+
+def test_verbose_shows_what_the_libraries_say(ella: Any, tiny_llama: Path, own_tasks: Path) -> None:
+    flags = ("--task", "tasks/animals", "--model", tiny_llama, *SHORT)
+    loads = "loading configuration file"
+    assert loads not in ella("train", *flags, "-o", "a1").stderr
+    assert loads in ella("train", *flags, "-v", "-o", "a2").stderr
