@@ -83,9 +83,9 @@ def train_task(
         if past is not None:
             fold.set(past.names, past.delta)
         model = _with_lora(base, assignment, settings, method)
+        checkpoints = _checkpoint_folder(base, assignment, settings, folder)
         try:
-            trainer = _trainer(base, model, rows, assignment, settings, folder)
-            checkpoints = Path(str(trainer.args.output_dir))
+            trainer = _trainer(base, model, rows, assignment, settings, checkpoints)
             _run(trainer, assignment, settings, folder, progress)
             manifest = _manifest(base, trainer, assignment, settings)
             manifest["seconds"] = round(time.monotonic() - started, 2)
@@ -94,6 +94,9 @@ def train_task(
                 shutil.rmtree(checkpoints, ignore_errors=True)
         finally:
             detach_lora(model)
+            # Trainer makes the folder whether or not anything is ever saved there.
+            if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+                checkpoints.rmdir()
     return manifest
 
 
@@ -135,11 +138,9 @@ def _trainer(
     rows: Sequence[dict[str, list[int]]],
     assignment: Assignment,
     settings: TrainSettings,
-    folder: Path,
+    checkpoints: Path,
 ) -> TaskTrainer:
     seed = stage_seed(settings, assignment.order_index)
-    key = _checkpoint_key(base, assignment, settings)
-    checkpoints = folder.parent / f".{folder.name}.checkpoints-{key}"
     trainer = build_trainer(base, model, rows, settings, seed=seed, checkpoints=checkpoints)
     trainer.lam = penalty_weight(settings)
     method = METHODS[settings.method]
@@ -156,15 +157,18 @@ def _trainer(
     return trainer
 
 
-def _checkpoint_key(base: Base, assignment: Assignment, settings: TrainSettings) -> str:
-    """Names what a checkpoint belongs to, so that other settings never go on from it."""
+def _checkpoint_folder(
+    base: Base, assignment: Assignment, settings: TrainSettings, folder: Path
+) -> Path:
+    """Its name says what a checkpoint belongs to, so that other settings never go on from it."""
     facts = [
         base.fingerprint,
         [task.fingerprint for task in assignment.tasks],
         assignment.past.digest if assignment.past else None,
         settings.model_dump(mode="json", exclude={"save_steps", "device"}),
     ]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    return folder.parent / f".{folder.name}.checkpoints-{key}"
 
 
 def _run(
