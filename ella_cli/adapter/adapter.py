@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from ella_cli.adapter.lora_config import LoraSettings
-from ella_cli.adapter.tensor_file import FLOATS, Entry, TensorFile, bytes_of, dtype_name
+from ella_cli.adapter.tensor_file import FLOATS, TensorFile, bytes_of, dtype_name
+from ella_cli.adapter.tensor_header import Entry
 from ella_cli.errors import AdapterError
 from ella_cli.files import read_json
 

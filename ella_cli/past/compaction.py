@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ella_cli.adapter.adapter import Source, tensors_digest
-from ella_cli.adapter.tensor_file import Entry, TensorFileWriter
+from ella_cli.adapter.tensor_header import Entry
+from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import PastError, SettingsError
 from ella_cli.files import replacing
 from ella_cli.kernels import Factors

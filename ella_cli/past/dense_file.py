@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ella_cli.adapter.tensor_file import Entry, TensorFileWriter, bytes_of
+from ella_cli.adapter.tensor_file import bytes_of
+from ella_cli.adapter.tensor_header import Entry
+from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.past.change import Change
 from ella_cli.past.dense import DELTA, ENERGY
 from ella_cli.past.record import PastTask, Record

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ella_cli.adapter.tensor_file import Entry, TensorFile, TensorFileWriter
+from ella_cli.adapter.tensor_file import TensorFile
+from ella_cli.adapter.tensor_header import Entry
+from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.past.change import Change, Part
 from ella_cli.past.record import Record
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from ella_cli.adapter.tensor_file import FLOATS, Entry, TensorFile, TensorFileWriter
+from ella_cli.adapter.tensor_file import FLOATS, TensorFile
+from ella_cli.adapter.tensor_header import Entry
+from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import AdapterError, PastError
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ella_cli.adapter import Layer
-from ella_cli.adapter.tensor_file import Entry, TensorFileWriter
+from ella_cli.adapter.tensor_header import Entry
+from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import PastError, SettingsError
 from ella_cli.files import write_json
 from ella_cli.kernels import Factors

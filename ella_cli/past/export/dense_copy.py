@@ -10,7 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ella_cli.adapter.tensor_file import Entry, TensorFileWriter, bytes_of
+from ella_cli.adapter.tensor_file import bytes_of
+from ella_cli.adapter.tensor_header import Entry
+from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import PastError
 from ella_cli.kernels import Factors
 from ella_cli.past.dense import DELTA, ENERGY

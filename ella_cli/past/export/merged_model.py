@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ella_cli.adapter.tensor_file import TensorFile, TensorFileWriter
+from ella_cli.adapter.tensor_file import TensorFile
+from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import ModelError, PastError, ShapeError
 from ella_cli.files import read_json
 from ella_cli.past.export.card import write_card
