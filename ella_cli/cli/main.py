@@ -22,6 +22,7 @@ from ella_cli.cli.env import env
 from ella_cli.cli.evaluate import evaluate
 from ella_cli.cli.export import export
 from ella_cli.cli.inspect import inspect
+from ella_cli.cli.recipe import recipe
 from ella_cli.cli.report import report
 from ella_cli.cli.run import run
 from ella_cli.cli.tasks import tasks
@@ -49,6 +50,7 @@ app.command()(demo)
 app.command()(env)
 app.command("config-schema")(config_schema)
 app.add_typer(inspect, name="inspect")
+app.add_typer(recipe, name="recipe")
 app.add_typer(tasks, name="tasks")
 
 

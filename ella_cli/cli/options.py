@@ -19,7 +19,11 @@ from ella_cli.config import Settings, resolve_settings
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", help="YAML file of settings; flags win over it.", metavar="FILE"),
+    typer.Option(
+        "--config",
+        help="YAML file of settings, or a recipe (`ella recipe ls`); flags win over it.",
+        metavar="FILE",
+    ),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")
@@ -42,7 +46,7 @@ def takes_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Call
         @functools.wraps(command)
         def shell(**given: Any) -> None:
             values = {name: given.pop(name) for name in flags}
-            settings = resolve_settings(kind, values, given.pop("config"))
+            settings = resolve_settings(kind, values, _settings_file(given.pop("config")))
             command(settings=settings, **given)
 
         kept = [
@@ -56,6 +60,14 @@ def takes_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Call
         return shell
 
     return decorate
+
+
+def _settings_file(named: Path | None) -> Path | None:
+    if named is None:
+        return None
+    from ella_cli.recipes import settings_file
+
+    return settings_file(named)
 
 
 def _flag(name: str, info: Any) -> inspect.Parameter:
