@@ -208,7 +208,7 @@ def _plot(rows: list[dict[str, Any]]) -> None:
 
 def _on_green() -> None:
     """Speed is claimed only where the tests pass."""
-    tests = ["tests/past/test_accumulation.py", "tests/adapter", "tests/test_adapter.py"]
+    tests = ["tests/past", "tests/adapter", "tests/test_adapter.py"]
     root = Path(__file__).parents[1]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     subprocess.run(command, check=True, cwd=root)

@@ -85,15 +85,15 @@ class TensorFile:
         self.read_into(name, tensor)
         return tensor
 
-    def read_into(self, name: str, tensor: Tensor) -> None:
-        """Fills `tensor`, contiguous and of the entry's own dtype and size."""
+    def read_into(self, name: str, tensor: Tensor, skip: int = 0) -> None:
+        """Fills `tensor`, contiguous and of the entry's dtype, from byte `skip` of the entry on."""
         entry = self.entries[name]
         assert tensor.is_contiguous()
-        assert tensor.nbytes == entry.nbytes
+        assert skip + tensor.nbytes <= entry.nbytes
         view = bytes_of(tensor)
         done = 0
         while done < len(view):
-            got = os.preadv(self._handle, [view[done:]], entry.start + done)
+            got = os.preadv(self._handle, [view[done:]], entry.start + skip + done)
             if got == 0:
                 raise self._error(
                     f"{self.path} ends inside {name}", hint="it was cut short; fetch it again"

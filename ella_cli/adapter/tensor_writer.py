@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 
 from torch import Tensor
 
@@ -22,7 +24,10 @@ _ALIGNMENT = 4096
 
 
 class TensorFileWriter:
-    """Writes a safetensors file in one pass; the metadata may be settled at the end.
+    """Writes a safetensors file; the metadata may be settled at the end.
+
+    `write` and `copy` take the tensors in the order of the layout. `write_part` takes them in any
+    order and from any thread; a file is written in one way or the other.
 
     Args:
         path: created or emptied; give the temporary name of `ella_cli.files.replacing`.
@@ -37,13 +42,32 @@ class TensorFileWriter:
         self._metadata = dict(metadata)
         self._header = header_text(layout, metadata)
         self._data_start = _aligned(8 + len(self._header))
+        self._starts = dict(
+            zip(
+                layout,
+                accumulate((e.nbytes for e in layout.values()), initial=self._data_start),
+                strict=False,
+            )
+        )
         self._left = sum(entry.nbytes for entry in layout.values())
+        self._counting = Lock()
         self._file = path.open("wb", buffering=0)
         self._file.seek(self._data_start)
 
     def write(self, tensor: Tensor) -> None:
         """The next tensor of the layout, in its dtype."""
         self._write_all(bytes_of(tensor))
+
+    def write_part(self, name: str, skip: int, tensor: Tensor) -> None:
+        """Rows of the tensor `name`, in its dtype, from its byte `skip` on."""
+        view = bytes_of(tensor)
+        assert skip + len(view) <= self._layout[name].nbytes
+        with self._counting:
+            self._left -= len(view)
+        at = self._starts[name] + skip
+        while view:
+            done = os.pwrite(self._file.fileno(), view, at)
+            view, at = view[done:], at + done
 
     def copy(self, source: TensorFile, start: int, stop: int) -> None:
         """The next tensors of the layout, as the bytes `start` to `stop` of another file."""

@@ -1,17 +1,21 @@
-"""Writes a dense W_past file, module by module, in memory that does not grow with the file."""
+"""Writes a dense W_past file, in memory that does not grow with it.
+
+Modules are independent of each other and their places in the file are known beforehand, so a
+thread takes one module after the other: hashing, reading, summing and writing all leave Python's
+lock to the other threads.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ella_cli.adapter.tensor_file import bytes_of
 from ella_cli.adapter.tensor_header import Entry
@@ -21,8 +25,10 @@ from ella_cli.past.dense import DELTA, ENERGY
 from ella_cli.past.record import PastTask, Record
 from ella_cli.past.sums import ModuleSums
 
-# While one module is hashed and written, the next is computed.
-_IN_FLIGHT = 2
+# Rows that are read, checked, summed, hashed and written together: half of a 2 MB L2.
+BLOCK_BYTES = 1 << 20
+# Each hashes two bytes for one that the disk writes; more threads would wait for the disk.
+_MOST_THREADS = 4
 _CHECKSUM_DIGITS = 64
 # By how much a task's entry may grow once the norm of a shrunk update is known.
 _DIGITS_TO_SPARE = 32
@@ -49,45 +55,50 @@ def write_dense(change: Change, path: Path) -> Record:
         checksums=dict.fromkeys(layout, "0" * _CHECKSUM_DIGITS),
     ).sealed()
     room = record.metadata() | {"room": " " * (_DIGITS_TO_SPARE * len(change.tasks))}
-    sums = ModuleSums(change)
     with TensorFileWriter(path, layout, room) as writer:
-        checksums = dict(zip(layout, _stream(change, sums, writer), strict=True))
-        tasks = tuple(_remeasured(task, sums) for task in change.tasks)
+        written = _write_modules(change, parts, writer)
+        checksums = dict(zip(layout, (c for one in written for c in one.checksums), strict=True))
+        tasks = tuple(_remeasured(task, written) for task in change.tasks)
         record = replace(record, tasks=tasks, checksums=checksums).sealed()
         writer.finish(record.metadata())
     return record
 
 
-def _stream(change: Change, sums: ModuleSums, writer: TensorFileWriter) -> Iterator[str]:
-    """Writes every module's matrices; yields their checksums in the order of the layout."""
-    matrices = 1 if change.energy.is_plain else 2
-    largest = max((math.prod(change.shape(name)) for name in change.layers), default=0)
-    # Reused throughout: fresh pages for every module would cost as much as the sums.
-    free = deque(torch.empty(matrices, largest) for _ in range(_IN_FLIGHT))
-    pending: deque[tuple[Tensor, Future[list[str]]]] = deque()
-    with ThreadPoolExecutor(1) as thread:
-        for name in change.layers:
-            if not free:
-                buffer, written = pending.popleft()
-                yield from written.result()
-                free.append(buffer)
-            buffer = free.popleft()
-            shape = change.shape(name)
-            views = buffer[:, : math.prod(shape)].view(matrices, *shape)  # (1 or 2, M, N) f32
-            sums.fill(name, views)
-            pending.append((buffer, thread.submit(_write, writer, views)))
-        for _, written in pending:
-            yield from written.result()
+class _Written(NamedTuple):
+    """Of one module: a checksum per matrix, and ‖X‖² of each task that was shrunk."""
+
+    checksums: list[str]
+    squares: dict[PastTask, float]
 
 
-def _write(writer: TensorFileWriter, matrices: Tensor) -> list[str]:
-    checksums = []
-    for matrix in matrices.unbind(0):
-        checksums.append(hashlib.sha256(bytes_of(matrix)).hexdigest())
-        writer.write(matrix)
-    return checksums
+def _write_modules(
+    change: Change, parts: tuple[str, ...], writer: TensorFileWriter
+) -> list[_Written]:
+    def write(name: str) -> _Written:
+        return _write_module(change, name, parts, writer)
+
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+        return list(threads.map(write, change.layers))
 
 
-def _remeasured(task: PastTask, sums: ModuleSums) -> PastTask:
-    square = sums.squares.get(task)
-    return task if square is None else replace(task, update_norm=math.sqrt(square))
+def _write_module(
+    change: Change, name: str, parts: tuple[str, ...], writer: TensorFileWriter
+) -> _Written:
+    rows, columns = change.shape(name)
+    height = max(1, min(rows, BLOCK_BYTES // (4 * columns)))
+    matrices = torch.empty(len(parts), height, columns)  # (1 or 2, height, N) f32
+    checksums = [hashlib.sha256() for _ in parts]
+    sums = ModuleSums(change, name)
+    for start in range(0, rows, height):
+        block = matrices[:, : rows - start]
+        sums.fill(start, block)
+        for part, matrix, checksum in zip(parts, block.unbind(0), checksums, strict=True):
+            checksum.update(bytes_of(matrix))
+            writer.write_part(f"{name}.{part}", start * columns * 4, matrix)
+    sums.finish()
+    return _Written([checksum.hexdigest() for checksum in checksums], sums.squares)
+
+
+def _remeasured(task: PastTask, written: list[_Written]) -> PastTask:
+    squares = [one.squares[task] for one in written if task in one.squares]
+    return replace(task, update_norm=math.sqrt(sum(squares))) if squares else task

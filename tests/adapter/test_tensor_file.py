@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,25 @@ def test_data_begins_on_a_page_and_is_copied_from_file_to_file(tmp_path: Path) -
     copied = TensorFile.open(tmp_path / "b.safetensors", PastError)
     assert copied.entries["b"].start % 4096 == 0
     assert all(torch.equal(copied.read(name), tensors[name]) for name in tensors)
+
+
+def test_rows_may_come_from_any_thread_in_any_order(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {"a": torch.randn(40, 7), "b": torch.randn(40, 3).to(torch.bfloat16)}
+    layout = {"a": Entry("F32", (40, 7)), "b": Entry("BF16", (40, 3))}
+    rows = [(name, row) for row in reversed(range(0, 40, 8)) for name in layout]
+    with TensorFileWriter(path, layout, {}) as writer:
+
+        def write(part: tuple[str, int]) -> None:
+            name, row = part
+            block = tensors[name][row : row + 8]
+            writer.write_part(name, row * tensors[name][0].nbytes, block)
+
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(write, rows))
+        writer.finish({})
+    theirs = load_file(path)
+    assert all(torch.equal(theirs[name], tensors[name]) for name in tensors)
 
 
 def test_an_unfinished_file_is_none(tmp_path: Path) -> None:

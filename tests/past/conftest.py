@@ -12,10 +12,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ella_cli.kernels import Factors
+from ella_cli.past import Past, dense_file
+
 MakeAdapter = Callable[..., Path]
 
 # Out and in, at sizes that no tile divides, large enough that factors are the smaller store.
+STORES = ("factored", "dense")
+
 SHAPES = {"model.layers.2.q": (37, 29), "model.layers.10.q": (37, 29), "model.layers.2.v": (11, 29)}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A matrix of 29 columns is summed five rows at a time: several blocks, the last one short.
+    monkeypatch.setattr(dense_file, "BLOCK_BYTES", 4 * 5 * 29)
 
 
 @pytest.fixture
@@ -65,3 +76,17 @@ def delta_of(folder: Path, module: str) -> Tensor:
     b = tensors[f"{key}.lora_B.weight"].double()
     a = tensors[f"{key}.lora_A.weight"].double()
     return config["lora_alpha"] / config["r"] * (b @ a)
+
+
+def energy_of(past: Past, name: str) -> Tensor:
+    operand = past.operand(name)
+    return (operand.dense() if isinstance(operand, Factors) else operand).abs()
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got.double(), expected.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def three(make_adapter: MakeAdapter) -> list[Path]:
+    return [make_adapter(f"task{i}", i, alpha=i + 1.0) for i in range(3)]

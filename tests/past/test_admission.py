@@ -1,0 +1,98 @@
+"""What must not come into a past is refused, and the file stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ella_cli.errors import AdapterError, NonFiniteError, PastError, ShapeError
+from ella_cli.past import accumulate
+from tests.past.conftest import STORES, MakeAdapter
+
+
+def test_the_same_factors_are_refused_under_any_name_unless_forced(
+    three: list[Path], make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    accumulate(three, path, store="factored")
+    before = path.read_bytes()
+    copy = make_adapter("copy", 1, alpha=2.0)
+    with pytest.raises(AdapterError, match="already, as task1"):
+        accumulate([copy], path)
+    with pytest.raises(AdapterError, match="already, as copy"):
+        accumulate([copy, copy], tmp_path / "x.safetensors")
+    assert path.read_bytes() == before
+    assert not (tmp_path / "x.safetensors").exists()
+    past = accumulate([copy], path, force=True, store="factored").past
+    assert [task.name for task in past.tasks] == ["task0", "task1", "task2", "copy"]
+
+
+def test_a_second_adapter_of_a_task_is_refused_or_kept_under_another_name(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    first = make_adapter("a", 0, manifest={"task": "amazon"})
+    second = make_adapter("b", 1, manifest={"task": "amazon"})
+    accumulate([first], path, store="factored")
+    with pytest.raises(AdapterError, match="another adapter for the task amazon"):
+        accumulate([second], path)
+    done = accumulate([second], path, force=True, store="factored")
+    assert [task.name for task in done.past.tasks] == ["amazon", "amazon-2"]
+
+
+def test_fingerprints_decide_about_the_base_model_and_names_where_there_are_none(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    ours = {"task": "one", "base": {"model": "a", "fingerprint": "f" * 64}}
+    accumulate([make_adapter("one", 1, manifest=ours)], path)
+    renamed = {"task": "two", "base": {"model": "b", "fingerprint": "f" * 64}}
+    accumulate([make_adapter("two", 2, manifest=renamed)], path)
+    other = {"task": "three", "base": {"model": "a", "fingerprint": "e" * 64}}
+    with pytest.raises(AdapterError, match="eeeeeeeeeeee"):
+        accumulate([make_adapter("three", 3, manifest=other)], path)
+    accumulate([make_adapter("four", 4, base="/home/someone/A/")], path)
+    with pytest.raises(AdapterError, match="trained on other/model"):
+        accumulate([make_adapter("five", 5, base="other/model")], path)
+    past = accumulate([tmp_path / "five"], path, force=True).past
+    assert past.base.model == "a"
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_adapters_of_other_shapes_are_refused(
+    store: str, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    accumulate([make_adapter("one", 1)], path, store=store)
+    other = make_adapter("two", 2, shapes={"model.layers.2.q": (37, 30)})
+    with pytest.raises((ShapeError, PastError), match=r"model\.layers\.2\.q is \(37"):
+        accumulate([other], path)
+
+
+def test_an_update_that_is_not_finite_leaves_the_file_as_it_was(
+    three: list[Path], make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    accumulate(three, path)
+    before = path.read_bytes()
+    broken = make_adapter("broken", 9, change=lambda t: {k: v * float("nan") for k, v in t.items()})
+    with pytest.raises(NonFiniteError, match=r"model\.layers\.2\.q"):
+        accumulate([broken], path)
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("where", [0.0, 0.5, 0.999])
+def test_a_damaged_past_of_matrices_is_not_added_to(
+    where: float, three: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    accumulate(three[:2], path, store="dense")
+    content = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    content[header + int(where * (len(content) - header))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PastError, match="does not match its checksum"):
+        accumulate(three[2:], path)
+    assert path.read_bytes() == content
