@@ -1,4 +1,4 @@
-"""What the fused and the tiled kernel do alike with one block of W_past.
+"""What `penalty_kernel` does with one block of W_past, wherever that comes from.
 
 Letters in the kernels: o_ offsets, m_ masks, b_ and a_ loaded blocks of B and A, w_ of W_past.
 

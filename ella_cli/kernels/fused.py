@@ -5,7 +5,7 @@ With B̂ = s·B and, per block of rows, X = (B̂ A) ⊙ W:
     loss = Σ X²,   D = X ⊙ W,   ∂/∂B = 2s·D Aᵀ,   ∂/∂A = 2·Σ_blocks B̂ᵀ D
 
 A block is as many rows as stay in a core's cache, so that W_past is read from memory once and no
-(M, N) intermediate exists. The torch twin of `fused_kernel`.
+(M, N) intermediate exists. The torch twin of `penalty_kernel`.
 """
 
 from __future__ import annotations

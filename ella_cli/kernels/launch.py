@@ -1,4 +1,4 @@
-"""Many modules' penalties in two launches: the fused or tiled kernel, then the reduction.
+"""Many modules' penalties in two launches: `penalty_kernel`, then the reduction.
 
 Triton is imported when the first kernel is launched, not before.
 """
@@ -117,30 +117,30 @@ class Launch:
         return out[: len(bs)], dbs, das
 
     def _launch(self, b_dtype: torch.dtype, a_dtype: torch.dtype, workspace: Tensor) -> None:
-        from ella_cli.kernels.fused_kernel import fused_kernel
-        from ella_cli.kernels.tiled_kernel import tiled_kernel
+        from ella_cli.kernels.penalty_kernel import penalty_kernel
         from ella_cli.kernels.triton_types import triton_dtype
 
         past = self._pasts[0]
         past_dtype = past.p.dtype if isinstance(past, Factors) else past.dtype
         blocks = self._blocks
-        grid = (self._schedule.items.shape[0],)
-        shared = {
-            "B_DTYPE": triton_dtype(b_dtype),
-            "A_DTYPE": triton_dtype(a_dtype),
-            "PAST_DTYPE": triton_dtype(past_dtype),
-            "BLOCK_M": blocks.rows,
-            "BLOCK_N": blocks.columns,
-            "BLOCK_R": blocks.rank,
-            "SPLIT": blocks.split,
-            "PRECISION": self._precision,
-            "num_warps": blocks.warps,
-        }
-        tables = (self._modules, self._schedule.items, workspace)
-        if self._factored:
-            tiled_kernel[grid](*tables, **shared, BLOCK_K=blocks.past_rank)
-        else:
-            fused_kernel[grid](*tables, **shared, ALIGNED=self._aligned, STAGES=blocks.stages)
+        penalty_kernel[(self._schedule.items.shape[0],)](
+            self._modules,
+            self._schedule.items,
+            workspace,
+            FACTORED=self._factored,
+            ALIGNED=self._aligned,
+            B_DTYPE=triton_dtype(b_dtype),
+            A_DTYPE=triton_dtype(a_dtype),
+            PAST_DTYPE=triton_dtype(past_dtype),
+            BLOCK_M=blocks.rows,
+            BLOCK_N=blocks.columns,
+            BLOCK_R=blocks.rank,
+            BLOCK_K=blocks.past_rank,
+            SPLIT=blocks.split,
+            PRECISION=self._precision,
+            STAGES=blocks.stages,
+            num_warps=blocks.warps,
+        )
 
     def _refresh_modules(self, bs: Sequence[Tensor], as_: Sequence[Tensor]) -> None:
         """Writes the table of addresses anew if a B or an A has moved since the last call."""

@@ -1,4 +1,4 @@
-"""Adds up the slots that the items of `fused_kernel` and `tiled_kernel` have filled.
+"""Adds up the slots that the items of `penalty_kernel` have filled.
 
     out[e] = factor · Σ_slots workspace[slot, e]
 

@@ -18,11 +18,10 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ella_cli.kernels.fused_kernel import fused_kernel
+from ella_cli.kernels.penalty_kernel import penalty_kernel
 from ella_cli.kernels.reduce_kernel import reduce_kernel
-from ella_cli.kernels.tiled_kernel import tiled_kernel
 
-KERNELS = {"fused": fused_kernel, "tiled": tiled_kernel, "reduce": reduce_kernel}
+KERNELS = {"fused": penalty_kernel, "tiled": penalty_kernel, "reduce": reduce_kernel}
 POINTERS = {"modules_ptr": "*i64", "items_ptr": "*i64", "sums_ptr": "*i64"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 

@@ -34,11 +34,11 @@ def job(
         "BLOCK_R": blocks.rank,
         "SPLIT": blocks.split,
         "PRECISION": precision,
+        "FACTORED": kernel == "tiled",
+        "ALIGNED": kernel == "fused",
+        "BLOCK_K": blocks.past_rank,
+        "STAGES": blocks.stages,
     }
-    if kernel == "fused":
-        constants |= {"ALIGNED": True, "STAGES": blocks.stages}
-    else:
-        constants |= {"BLOCK_K": blocks.past_rank}
     return {"kernel": kernel, "target": target, "warps": blocks.warps, "constants": constants}
 
 
