@@ -1,0 +1,238 @@
+"""½ tr(ΔWᵀ G ΔW C) of LoRA updates against a sum of Kronecker-factored curvatures.
+
+    loss = ½ Σ_t ‖U_tᵀ ΔW V_t‖²_F = ½ s² Σ_t ⟨S_t, H_t⟩,    ΔW = s · B A
+    S_t = (U_tᵀB)ᵀ(U_tᵀB) = Bᵀ G_t B,    H_t = (A V_t)(A V_t)ᵀ = A C_t Aᵀ,    both (R, R)
+    ∂/∂B = s² Σ_t U_t (U_tᵀB) H_t         ∂/∂A = s² Σ_t S_t (A V_t) V_tᵀ
+
+with G_t = U_t U_tᵀ (M, M) and C_t = V_t V_tᵀ (N, N) of one past task each. ΔW is never built, and a
+sum over tasks stays a sum of Kronecker products, which no single product equals. Each U and V is
+read twice: about 8 K R (M + N) flops a module for K columns in all, and no memory but (K, R) and
+(R, K). Modules of equal shape are one batched product; its tasks are padded to the most columns.
+
+Source: Martens & Grosse 2015 (Kronecker-factored curvature), Ritter et al. 2018 (in continual
+learning); docs/method.md derives the form for LoRA.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ella_cli.errors import NonFiniteError, ShapeError
+from ella_cli.kernels.operands import compute_dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Kronecker:
+    """G ⊗ C of one task and module, through G = U Uᵀ and C = V Vᵀ.
+
+    Raises:
+        ShapeError: U or V is no float matrix, or they lie on different devices.
+    """
+
+    u: Tensor  # (M, K_G)
+    v: Tensor  # (N, K_C)
+
+    def __post_init__(self) -> None:
+        for letter, factor in (("U", self.u), ("V", self.v)):
+            if factor.ndim != 2 or not factor.is_floating_point():
+                raise ShapeError(
+                    f"{letter} is {factor.dtype} {tuple(factor.shape)}, not a float matrix",
+                    hint="U is (M, K) with G = U Uᵀ, V is (N, K) with C = V Vᵀ",
+                )
+        if self.u.device != self.v.device:
+            raise ShapeError(
+                f"U is on {self.u.device}, V on {self.v.device}", hint="move one to the other"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(M, N) of the updates it judges."""
+        return self.u.shape[0], self.v.shape[0]
+
+
+class _Batch(NamedTuple):
+    """Modules of equal shape, stacked."""
+
+    members: tuple[int, ...]
+    u: Tensor  # (S, T · K_G, M): every task's Uᵀ, padded with zero rows
+    v: Tensor  # (S, N, T · K_C): every task's V, padded with zero columns
+    tasks: int
+    scales: Tensor  # (S,)
+
+
+class CurvaturePlan:
+    """½ Σ_modules Σ_t ‖U_tᵀ ΔW V_t‖²_F; made by `plan_curvature`."""
+
+    def __init__(self, batches: Sequence[_Batch], names: Sequence[str], shapes: Shapes) -> None:
+        self.names = tuple(names)
+        self._batches = tuple(batches)
+        self._shapes = tuple(shapes)
+
+    def __call__(self, bs: Sequence[Tensor], as_: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The total, differentiable in every B and A, and each module's share, detached.
+
+        Args:
+            bs: LoRA B of each module, (M, R), any float dtype.
+            as_: LoRA A of each module, (R, N), on the device of its B.
+
+        Returns:
+            Scalar f32 and values (modules,) f32; f64 as soon as one B or A is.
+
+        Raises:
+            ShapeError: the number of modules or a shape does not fit.
+            NonFiniteError: a module's penalty or gradient is infinite or NaN.
+        """
+        self._check(bs, as_)
+        if not bs:
+            return torch.zeros(()), torch.zeros(0)
+        total, values = _Planned.apply(self, *bs, *as_)  # type: ignore[no-untyped-call]
+        return total, values
+
+    def _check(self, bs: Sequence[Tensor], as_: Sequence[Tensor]) -> None:
+        if not len(bs) == len(as_) == len(self.names):
+            raise ShapeError(
+                f"{len(bs)} B and {len(as_)} A for a plan of {len(self.names)} modules",
+                hint="give one B and one A a module, in the plan's order",
+            )
+        for b, a, shape, name in zip(bs, as_, self._shapes, self.names, strict=True):
+            fits = b.ndim == a.ndim == 2 and b.shape[1] == a.shape[0]
+            if not fits or (b.shape[0], a.shape[1]) != shape:
+                raise ShapeError(
+                    f"{name}: B {tuple(b.shape)} · A {tuple(a.shape)} does not fit "
+                    f"its curvature {shape}",
+                    hint="adapter and past must share a base model; see `ella inspect past`",
+                )
+
+    def terms(
+        self, bs: Sequence[Tensor], as_: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Values (modules,), ∂/∂B and ∂/∂A of every module; all finite."""
+        dtype = compute_dtype(*bs, *as_)
+        values = torch.zeros(len(bs), dtype=dtype, device=bs[0].device)  # (modules,)
+        dbs = [torch.zeros_like(b, dtype=dtype) for b in bs]
+        das = [torch.zeros_like(a, dtype=dtype) for a in as_]
+        for batch in self._batches:
+            rank = bs[batch.members[0]].shape[1]
+            b = torch.stack([bs[i].detach().to(dtype) for i in batch.members])  # (S, M, R)
+            a = torch.stack([as_[i].detach().to(dtype) for i in batch.members])  # (S, R, N)
+            value, db, da = _batch_terms(batch, b, a, rank, dtype)
+            values[list(batch.members)] = value
+            for i, one_db, one_da in zip(batch.members, db, da, strict=True):
+                dbs[i], das[i] = one_db, one_da
+        self._check_finite(values, dbs, das)
+        return values, dbs, das
+
+    def _check_finite(self, values: Tensor, dbs: Sequence[Tensor], das: Sequence[Tensor]) -> None:
+        largest = [g.abs().amax().to(values) for g in (*dbs, *das) if g.numel()]
+        if torch.isfinite(torch.stack([values.sum(), *largest])).all():
+            return
+        worst = int(torch.argmax(torch.where(values.isfinite(), values, torch.inf)))
+        raise NonFiniteError(
+            f"the curvature penalty of {self.names[worst]} is {float(values[worst])}, "
+            "or a gradient is not finite",
+            hint="the update or the curvature is huge or NaN; lower the learning rate",
+        )
+
+
+def _batch_terms(
+    batch: _Batch, b: Tensor, a: Tensor, rank: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values (S,), ∂/∂B (S, M, R), ∂/∂A (S, R, N)."""
+    u, v = batch.u.to(dtype), batch.v.to(dtype)
+    count, tasks = len(batch.members), batch.tasks
+    ub = torch.bmm(u, b).view(count, tasks, -1, rank)  # (S, T, K_G, R)
+    av = torch.bmm(a, v).view(count, rank, tasks, -1).transpose(1, 2)  # (S, T, R, K_C)
+    square = batch.scales.to(dtype).square()  # (S,)
+    s = ub.transpose(2, 3) @ ub  # (S, T, R, R)
+    h = av @ av.transpose(2, 3)  # (S, T, R, R)
+    values = 0.5 * square * (s * h).sum((1, 2, 3))
+    by_u = (ub @ h).view(count, -1, rank)  # (S, T · K_G, R)
+    by_v = (s @ av).transpose(1, 2).reshape(count, rank, -1)  # (S, R, T · K_C)
+    factor = square[:, None, None]
+    return values, torch.bmm(u.mT, by_u) * factor, torch.bmm(by_v, v.mT) * factor
+
+
+class _Planned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: CurvaturePlan, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        half = len(tensors) // 2
+        values, dbs, das = plan.terms(tensors[:half], tensors[half:])
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
+        ctx.save_for_backward(*dbs, *das)
+        ctx.mark_non_differentiable(values)
+        return values.sum(dtype=torch.float64).to(values.dtype), values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = torch._foreach_mul(list(ctx.saved_tensors), upstream)
+        gradients = [g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True)]
+        return (None, *gradients)
+
+
+Shapes = Sequence[tuple[int, int]]
+
+
+def plan_curvature(
+    modules: Sequence[Sequence[Kronecker]],
+    shapes: Shapes,
+    scales: Sequence[float],
+    *,
+    names: Sequence[str] | None = None,
+) -> CurvaturePlan:
+    """Stacks what a task keeps constant.
+
+    Args:
+        modules: of each module, one `Kronecker` a past task; none where no task has measured it.
+        shapes: (M, N) of each module.
+        scales: alpha / R of each module, unitless.
+        names: what errors call the modules.
+
+    Raises:
+        ShapeError: lists of different length, or a curvature of another shape than its module.
+    """
+    names = [f"module {i}" for i in range(len(modules))] if names is None else list(names)
+    if not len(modules) == len(shapes) == len(scales) == len(names):
+        raise ShapeError(
+            f"{len(modules)} modules, {len(shapes)} shapes, {len(scales)} scales, {len(names)} "
+            "names",
+            hint="give one of each a module",
+        )
+    for terms, shape, name in zip(modules, shapes, names, strict=True):
+        wrong = next((term.shape for term in terms if term.shape != shape), None)
+        if wrong is not None:
+            raise ShapeError(
+                f"{name} is {shape}, its curvature {wrong}",
+                hint="the curvature was measured on another base model",
+            )
+    alike: dict[tuple[tuple[int, int], int, torch.device], list[int]] = defaultdict(list)
+    for i, (terms, shape) in enumerate(zip(modules, shapes, strict=True)):
+        if terms:
+            alike[shape, len(terms), terms[0].u.device].append(i)
+    batches = [_batch(members, modules, scales) for members in alike.values()]
+    return CurvaturePlan(batches, names, shapes)
+
+
+def _batch(
+    members: Sequence[int], modules: Sequence[Sequence[Kronecker]], scales: Sequence[float]
+) -> _Batch:
+    terms = [modules[i] for i in members]
+    wide_u = max(term.u.shape[1] for one in terms for term in one)
+    wide_v = max(term.v.shape[1] for one in terms for term in one)
+    u = torch.stack([torch.cat([_padded(t.u, wide_u) for t in one], dim=1).mT for one in terms])
+    v = torch.stack([torch.cat([_padded(t.v, wide_v) for t in one], dim=1) for one in terms])
+    of_members = torch.tensor([scales[i] for i in members], device=u.device)  # (S,)
+    return _Batch(tuple(members), u.contiguous(), v, len(terms[0]), of_members)
+
+
+def _padded(factor: Tensor, width: int) -> Tensor:
+    """(M, K) -> (M, width) in f32, or f64 as it was."""
+    dtype = compute_dtype(factor)
+    return torch.nn.functional.pad(factor.detach().to(dtype), (0, width - factor.shape[1]))

@@ -1,0 +1,125 @@
+"""½ tr(ΔWᵀ G ΔW C), summed over tasks, against float64 by another route."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ella_cli.errors import NonFiniteError, ShapeError
+from ella_cli.kernels import Kronecker, plan_curvature
+from tests.kernels.truth import relative
+
+
+def _normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _terms(rows: int, columns: int, ranks: list[tuple[int, int]], seed: int) -> list[Kronecker]:
+    return [
+        Kronecker(_normal(rows, ku, seed=seed + 2 * i), _normal(columns, kv, seed=seed + 2 * i + 1))
+        for i, (ku, kv) in enumerate(ranks)
+    ]
+
+
+def _truth(b: Tensor, a: Tensor, terms: list[Kronecker], scale: float) -> tuple[Tensor, ...]:
+    """With ΔW, G and C built, in float64; the gradients by autograd through the trace."""
+    b, a = b.double().requires_grad_(), a.double().requires_grad_()
+    update = scale * torch.einsum("mr,rn->mn", b, a)
+    value = torch.zeros((), dtype=torch.float64)
+    for term in terms:
+        g = torch.einsum("mk,lk->ml", term.u.double(), term.u.double())
+        c = torch.einsum("nk,lk->nl", term.v.double(), term.v.double())
+        value = value + 0.5 * torch.einsum("mn,ml,lk,kn->", update, g, update, c)
+    return value.detach(), *torch.autograd.grad(value, (b, a))
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "tasks"),
+    [((37, 29), 4, 1), ((11, 29), 3, 3), ((1, 29), 2, 2), ((29, 1), 2, 1), ((5, 5), 9, 2)],
+)
+def test_value_and_gradients_agree_with_float64(
+    shape: tuple[int, int], rank: int, tasks: int
+) -> None:
+    terms = _terms(*shape, [(7, 3 + i) for i in range(tasks)], seed=1)
+    b, a = _normal(shape[0], rank, seed=90), _normal(rank, shape[1], seed=91)
+    value, db, da = _truth(b, a, terms, 0.75)
+    b.requires_grad_(), a.requires_grad_()
+    total, values = plan_curvature([terms], [shape], [0.75])([b], [a])
+    (3.0 * total).backward()  # type: ignore[no-untyped-call]
+    assert relative(total, value) < 1e-5
+    assert relative(values[0], value) < 1e-5
+    assert b.grad is not None
+    assert a.grad is not None
+    assert relative(b.grad, 3 * db) < 1e-5
+    assert relative(a.grad, 3 * da) < 1e-5
+
+
+def test_modules_of_all_kinds_at_once_are_the_sum_of_each() -> None:
+    shapes = [(37, 29), (11, 29), (37, 29), (11, 29), (8, 8)]
+    # The second (37, 29) knows fewer tasks; the last module was not measured at all.
+    counts = [2, 2, 1, 2, 0]
+    modules = [
+        _terms(*shape, [(5, 4)] * count, seed=10 * i)
+        for i, (shape, count) in enumerate(zip(shapes, counts, strict=True))
+    ]
+    bs = [_normal(shape[0], 3, seed=200 + i) for i, shape in enumerate(shapes)]
+    as_ = [_normal(3, shape[1], seed=300 + i) for i, shape in enumerate(shapes)]
+    scales = [1.0, 2.0, 0.5, 1.0, 1.0]
+    total, values = plan_curvature(modules, shapes, scales)(bs, as_)
+    each = [
+        _truth(b, a, terms, scale)[0]
+        for b, a, terms, scale in zip(bs[:4], as_[:4], modules[:4], scales[:4], strict=True)
+    ]
+    assert float(values[4]) == 0
+    for found, expected in zip(values[:4], each, strict=True):
+        assert relative(found, expected) < 1e-5
+    assert relative(total, torch.stack(each).sum()) < 1e-5
+
+
+def test_gradcheck_in_float64() -> None:
+    terms = [Kronecker(t.u.double(), t.v.double()) for t in _terms(6, 5, [(3, 2), (2, 4)], seed=5)]
+    plan = plan_curvature([terms], [(6, 5)], [1.5])
+    b = _normal(6, 2, seed=1).double().requires_grad_()
+    a = _normal(2, 5, seed=2).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda b, a: plan([b], [a])[0], (b, a))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 12), columns=st.integers(1, 12), rank=st.integers(1, 4),
+    factor=st.floats(0.1, 10), seed=st.integers(0, 10**6),
+)  # fmt: skip
+def test_it_is_a_quadratic_form_that_is_never_negative(
+    rows: int, columns: int, rank: int, factor: float, seed: int
+) -> None:
+    terms = _terms(rows, columns, [(3, 2), (1, 5)], seed=seed)
+    plan = plan_curvature([terms], [(rows, columns)], [1.0])
+    b, a = _normal(rows, rank, seed=seed + 7), _normal(rank, columns, seed=seed + 8)
+    one, _ = plan([b], [a])
+    scaled, _ = plan([factor * b], [a])
+    assert float(one) >= 0
+    assert float(scaled) == pytest.approx(factor**2 * float(one), rel=1e-4)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    terms = _terms(6, 5, [(2, 2)], seed=0)
+    with pytest.raises(ShapeError, match=r"q_proj is \(5, 6\), its curvature \(6, 5\)"):
+        plan_curvature([terms], [(5, 6)], [1.0], names=["q_proj"])
+    plan = plan_curvature([terms], [(6, 5)], [1.0], names=["q_proj"])
+    with pytest.raises(ShapeError, match=r"q_proj: B \(4, 1\)"):
+        plan([torch.ones(4, 1)], [torch.ones(1, 5)])
+    with pytest.raises(ShapeError, match="0 B and 0 A for a plan of 1"):
+        plan([], [])
+    with pytest.raises(NonFiniteError, match="q_proj"):
+        plan([torch.full((6, 1), 1e30)], [torch.ones(1, 5)])
+    with pytest.raises(ShapeError, match=r"U is torch\.int64"):
+        Kronecker(torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2))
+
+
+def test_no_modules_are_no_penalty() -> None:
+    total, values = plan_curvature([], [], [])([], [])
+    assert float(total) == 0
+    assert values.shape == (0,)
