@@ -1,0 +1,12 @@
+"""How much the loss of a task just learned rises when the weights move on: measured, not kept data.
+
+    measure_curvature   a trained model and a few rows -> G ⊗ C per module, in nats per answer token
+
+docs/method.md derives the estimate; `adapter.curvature` keeps it, `kernels.curvature` uses it.
+"""
+
+from __future__ import annotations
+
+from ella_cli.curvature.measure import Measured, measure_curvature
+
+__all__ = ["Measured", "measure_curvature"]

@@ -1,0 +1,192 @@
+"""Curvature of a task just learned: how much its loss rises when a module's weights move.
+
+A few batches of its training rows run through the model as it stands; the answer's tokens are
+sampled from the model itself (the true Fisher matrix, not the empirical one), each after the given
+tokens before it. Only module inputs and output gradients are looked at: no weight needs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ella_cli.curvature.estimate import Moments, truncated
+from ella_cli.errors import NonFiniteError
+from ella_cli.kernels import Kronecker
+from ella_cli.model.base import Base
+from ella_cli.model.lora import lora_layers, lora_pair
+from ella_cli.progress import Advance
+from ella_cli.tasks.batches import IGNORED, Collator
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The curvature of one task, in nats per answer token.
+
+    Attributes:
+        modules: name -> G ⊗ C; ½ tr(ΔWᵀ G ΔW C) is the expected rise of the task's loss.
+        dropped: name -> the shares of the traces of G and C that truncation cut off.
+        coherence: E (Σ_m z_m)² / E Σ_m z_m² >= 0 with z_m = ⟨ΔW_m, J_m⟩ of the task's own update;
+            G has been multiplied by it.
+        rows: examples looked at.
+        tokens: their answer tokens.
+    """
+
+    modules: Mapping[str, Kronecker]
+    dropped: Mapping[str, tuple[float, float]]
+    coherence: float
+    rows: int
+    tokens: int
+
+
+def measure_curvature(
+    base: Base,
+    model: nn.Module,
+    rows: Sequence[Mapping[str, list[int]]],
+    *,
+    rank: int,
+    seed: int,
+    batch_size: int = 8,
+    advance: Advance = lambda done, words: None,
+) -> Measured:
+    """Looks at `rows` with the model as it stands (past folded in, adapter on, dropout off).
+
+    Args:
+        base: the base model.
+        model: the PEFT model on it, with the task's trained adapter.
+        rows: what `Encoder.example` gives.
+        rank: eigenvectors kept of each G and each C.
+        seed: of the sampled answers.
+        batch_size: sequences a pass.
+        advance: told of every batch.
+
+    Raises:
+        NonFiniteError: a module's curvature is infinite or NaN.
+    """
+    collate = _collator(base)
+    generator = torch.Generator().manual_seed(seed)
+    layers: dict[str, Any] = dict(lora_layers(model))
+    pairs = {name: lora_pair(layer)[:2] for name, layer in layers.items()}
+    moments: dict[str, Moments] = {}
+    coherence = _Coherence()
+    tokens = 0
+    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    was_training = base.model.training
+    base.model.train(False)
+    try:
+        with _watched(layers) as seen, torch.enable_grad():
+            for start in range(0, len(ordered), batch_size):
+                batch = collate(ordered[start : start + batch_size])
+                loss, drawn = _sampled_loss(base, batch, generator)
+                tokens += drawn
+                looked_at = _tokens(loss, seen)
+                for name, (x, g) in looked_at.items():
+                    if name not in moments:
+                        moments[name] = Moments.of(g.shape[-1], x.shape[-1], g.device)
+                    moments[name].add(x, g)
+                coherence.add(looked_at, pairs)
+                seen.clear()
+                advance(1, "")
+    finally:
+        base.model.train(was_training)
+    return _factored(moments, coherence.value, rank, len(ordered), tokens)
+
+
+def _collator(base: Base) -> Collator:
+    pad = base.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    start = getattr(base.model.config, "decoder_start_token_id", None)
+    return Collator(pad, base.kind, start if start is not None else pad)
+
+
+def _sampled_loss(
+    base: Base, batch: dict[str, Any], generator: torch.Generator
+) -> tuple[Tensor, int]:
+    """Minus the log-likelihood of sampled answers, and their number of tokens."""
+    batch = {name: value.to(base.device) for name, value in batch.items()}
+    labels = batch.pop("labels")
+    batch.pop("shift_labels", None)
+    logits = base.model(**batch).logits.float().flatten(0, -2)  # (tokens, V)
+    logits = logits[labels.flatten() != IGNORED]
+    chances = logits.detach().softmax(-1).cpu()
+    drawn = torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
+    return nn.functional.cross_entropy(logits, drawn, reduction="sum"), len(drawn)
+
+
+Tokens = dict[str, tuple[Tensor, Tensor]]
+"""Of each module: inputs x (S, T, N) and gradients g (S, T, M) at its output."""
+
+
+@contextmanager
+def _watched(layers: Mapping[str, nn.Module]) -> Iterator[Tokens]:
+    """Input and output of every layer, filled in by each forward pass."""
+    seen: Tokens = {}
+
+    def forward(name: str, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # The first layers' outputs may depend on nothing that is trained.
+        if not output.requires_grad:
+            output.requires_grad_()
+        seen[name] = (inputs[0].detach(), output)
+
+    handles = [
+        layer.register_forward_hook(partial(forward, name)) for name, layer in layers.items()
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tokens(loss: Tensor, seen: Tokens) -> Tokens:
+    # No parameter's own gradient is asked for, so none is made.
+    gradients = torch.autograd.grad(loss, [output for _, output in seen.values()])
+    return {name: (x, g) for (name, (x, _)), g in zip(seen.items(), gradients, strict=True)}
+
+
+@dataclass
+class _Coherence:
+    """How much the modules' parts of an update act together on an answer."""
+
+    together: float = 0.0
+    apart: float = 0.0
+
+    def add(self, seen: Tokens, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        with torch.no_grad():
+            parts = [
+                ((x.float() @ pairs[name][1].float().T) * (g.float() @ pairs[name][0].float()))
+                .sum((1, 2))
+                .cpu()
+                for name, (x, g) in seen.items()
+            ]
+        z = torch.stack(parts)  # (modules, S)
+        self.together += float(z.sum(0).square().sum())
+        self.apart += float(z.square().sum())
+
+    @property
+    def value(self) -> float:
+        return self.together / self.apart if self.apart else 1.0
+
+
+def _factored(
+    moments: Mapping[str, Moments], coherence: float, rank: int, rows: int, tokens: int
+) -> Measured:
+    modules, dropped = {}, {}
+    for name, moment in moments.items():
+        if not (torch.isfinite(moment.g).all() and torch.isfinite(moment.c).all()):
+            raise NonFiniteError(
+                f"the curvature of {name} is not finite",
+                hint="the model's activations overflow; use --dtype float32 or bfloat16",
+            )
+        # G in nats per answer token; C without units, of trace 1.
+        g = truncated(moment.g * (coherence / max(tokens, 1)), rank)
+        c = truncated(moment.c / (moment.square or 1.0), rank)
+        modules[name] = Kronecker(g.factor.cpu(), c.factor.cpu())
+        dropped[name] = (g.dropped, c.dropped)
+    return Measured(modules, dropped, coherence, rows, tokens)

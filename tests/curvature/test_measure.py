@@ -1,0 +1,123 @@
+"""A task's curvature against gradients of the weights, example by example, and its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ella_cli.config import LoraFields
+from ella_cli.curvature import measure_curvature
+from ella_cli.model.base import Base, load_base
+from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
+from ella_cli.tasks import build_prompt, load_task
+from ella_cli.tasks.batches import IGNORED, Collator, Encoder
+
+Rows = list[dict[str, list[int]]]
+
+
+@pytest.fixture
+def base(tiny_model: Path) -> Base:
+    return load_base(str(tiny_model), dtype="float32", device="cpu")
+
+
+def _rows(base: Base, count: int) -> Rows:
+    task = load_task("demo-topic", limit=count)
+    encoder = Encoder(base.tokenizer, base.kind, 400, 10)
+    rows = [
+        encoder.example(build_prompt(task.spec, row, header=False), row.answer)
+        for row in task.train
+    ]
+    return sorted(rows, key=lambda row: len(row["input_ids"]))
+
+
+def _with_trained_lora(base: Base) -> nn.Module:
+    model = attach_lora(base, LoraFields(lora_rank=3), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            b, _, _ = lora_pair(layer)
+            b.copy_(0.1 * torch.randn(b.shape, generator=generator))
+    return model
+
+
+def _gradients(
+    base: Base, model: nn.Module, rows: Rows, seed: int, batch_size: int
+) -> list[dict[str, Tensor]]:
+    """∂ log-likelihood / ∂W of each row's sampled answer, (M, N) f64 by module: by autograd."""
+    layers = lora_layers(model)
+    weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
+    for weight in weights.values():
+        weight.requires_grad_()
+    pad = base.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    start = getattr(base.model.config, "decoder_start_token_id", None)
+    collate = Collator(pad, base.kind, start if start is not None else pad)
+    generator = torch.Generator().manual_seed(seed)
+    turned = base.model.config.model_type == "gpt2"  # Conv1D keeps (in, out)
+    model.train(False)
+    found = []
+    for first in range(0, len(rows), batch_size):
+        some = rows[first : first + batch_size]
+        batch = collate(some)
+        labels = batch.pop("labels").flatten()
+        batch.pop("shift_labels", None)
+        logits = base.model(**batch).logits.float().flatten(0, -2)[labels != IGNORED]
+        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        likelihoods = logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0]
+        for one in likelihoods.split([len(row["labels"]) for row in some]):
+            grads = torch.autograd.grad(one.sum(), list(weights.values()), retain_graph=True)
+            found.append(
+                {
+                    name: (g.T if turned else g).double()
+                    for name, g in zip(weights, grads, strict=True)
+                }
+            )
+    for weight in weights.values():
+        weight.requires_grad_(False)
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_the_factors_are_those_of_each_rows_gradient(base: Base, batch_size: int) -> None:
+    model, rows = _with_trained_lora(base), _rows(base, 5)
+    assert len({len(row["input_ids"]) for row in rows}) > 1  # so that batches are padded
+    gradients = _gradients(base, model, rows, 3, batch_size)
+    measured = measure_curvature(base, model, rows, rank=10_000, seed=3, batch_size=batch_size)
+    assert measured.rows == 5
+    assert set(measured.modules) == set(gradients[0])
+
+    layers = lora_layers(model)
+    parts = torch.stack(
+        [
+            torch.stack([(_update(layers[name]) * one[name]).sum() for name in one])
+            for one in gradients
+        ]
+    )  # (rows, modules)
+    coherence = parts.sum(1).square().sum() / parts.square().sum()
+    assert measured.coherence == pytest.approx(float(coherence), rel=1e-3)
+
+    for name, kronecker in measured.modules.items():
+        each = torch.stack([one[name] for one in gradients])  # (rows, M, N)
+        square = float(each.square().sum())
+        g = torch.einsum("smn,skn->mk", each, each) * (measured.coherence / measured.tokens)
+        c = torch.einsum("smn,smk->nk", each, each) / square
+        u, v = kronecker.u.double(), kronecker.v.double()
+        assert torch.allclose(u @ u.T, g, rtol=1e-3, atol=1e-4 * float(g.abs().max()))
+        assert torch.allclose(v @ v.T, c, rtol=1e-3, atol=1e-4 * float(c.abs().max()))
+
+
+def _update(layer: nn.Module) -> Tensor:
+    b, a, _ = lora_pair(layer)  # type: ignore[arg-type]
+    return (b.double() @ a.double()).detach()
+
+
+def test_the_model_is_left_as_it_was(base: Base) -> None:
+    model, rows = _with_trained_lora(base), _rows(base, 2)
+    base.model.train()
+    measure_curvature(base, model, rows, rank=4, seed=0)
+    assert base.model.training
+    assert not any(module._forward_hooks for module in lora_layers(model).values())
+    assert all(parameter.grad is None for parameter in base.model.parameters())
