@@ -197,7 +197,7 @@ def _energy(
         ) from error
     if old is None or kind == known:
         return kind
-    if old.store == "dense":
+    if old.store == "dense" and not (kind.is_plain and known.is_plain):
         raise PastError(
             f"{old.path} is dense with the energy {_shown(known)}, which cannot become "
             f"{_shown(kind)}",
@@ -219,7 +219,7 @@ def _store(change: Change, old: Past | None, choice: StoreChoice) -> Store:
     fresh = [task for part in change.parts if part.sign > 0 for task in part.tasks]
     shrunk = any(task.shrink is not None for task in fresh)
     must_be_dense = change.origin is not None or shrunk
-    windowed = change.energy.last is not None
+    windowed = change.energy.last is not None and not change.energy.is_plain
     if windowed and (must_be_dense or choice == "dense"):
         raise SettingsError(
             "--last needs the tasks apart, which a dense store does not keep",

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ella_cli.adapter import Layer
 from ella_cli.adapter.adapter import layers_in_order
+from ella_cli.adapter.curvature import Curvature
 from ella_cli.errors import PastError
 from ella_cli.past.dense import DenseStore
 from ella_cli.past.factored import Block, FactoredStore
@@ -36,6 +37,7 @@ class Change:
         tasks: all of them, afterwards.
         parts: all that a factored store will hold, or what is added to `origin`, in order.
         origin: the dense store to start from; None where all is known in parts.
+        curvatures: of the tasks that have one.
         notes: what the user should know of it.
     """
 
@@ -44,6 +46,7 @@ class Change:
     tasks: tuple[PastTask, ...]
     parts: tuple[Part, ...]
     origin: DenseStore | None
+    curvatures: tuple[Curvature, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

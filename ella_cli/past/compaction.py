@@ -16,6 +16,7 @@ from ella_cli.errors import PastError, SettingsError
 from ella_cli.files import replacing
 from ella_cli.kernels import Factors
 from ella_cli.past.accumulation import locked
+from ella_cli.past.curvatures import copy_curvatures, curvature_layout
 from ella_cli.past.factored import FactoredStore
 from ella_cli.past.past import Past, read_past
 from ella_cli.past.record import BlockRecord
@@ -144,11 +145,13 @@ def _write(past: Past, modules: dict[str, Factors], path: Path) -> None:
         layout[b] = Entry("F32", tuple(factors.p.shape))
         layout[a] = Entry("F32", tuple(factors.q.shape))
         sources[name] = Source(b, a, factors.shape, factors.rank, 1.0, past.layer(name))
+    layout |= curvature_layout(past.curvatures)
     record = replace(past.record, blocks=(BlockRecord(len(past.tasks), "0" * 64),)).sealed()
     with TensorFileWriter(path, layout, record.metadata()) as writer:
         for factors in modules.values():
             writer.write(factors.p)
             writer.write(factors.q)
+        copy_curvatures(past.curvatures, writer)
         digest = tensors_digest(sources, _tensors(modules).__getitem__)
         record = replace(record, blocks=(BlockRecord(len(past.tasks), digest),)).sealed()
         writer.finish(record.metadata())

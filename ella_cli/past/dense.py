@@ -10,6 +10,7 @@ from ella_cli.adapter import Layer
 from ella_cli.adapter.adapter import layers_in_order
 from ella_cli.adapter.tensor_file import TensorFile, bytes_of
 from ella_cli.errors import PastError
+from ella_cli.past.curvatures import other_entries
 from ella_cli.past.record import Record
 
 DELTA, ENERGY = "delta", "energy"
@@ -27,7 +28,8 @@ class DenseStore:
         self._record = record
         self._verified: set[str] = set()
         self._has_energy = not record.energy.is_plain
-        deltas = {key.removesuffix(f".{DELTA}") for key in file.entries if key.endswith(DELTA)}
+        self._entries = other_entries(file)
+        deltas = {key.removesuffix(f".{DELTA}") for key in self._entries if key.endswith(DELTA)}
         self.names = tuple(sorted(deltas, key=layers_in_order))
         parts = (DELTA, ENERGY) if self._has_energy else (DELTA,)
         expected = {f"{name}.{part}" for name in self.names for part in parts}
@@ -53,7 +55,7 @@ class DenseStore:
         Raises:
             PastError: a tensor is not what its checksum says.
         """
-        for key in self.file.entries:
+        for key in self._entries:
             self._map(key)
 
     def expect(self, key: str, checksum: str) -> None:
@@ -76,7 +78,7 @@ class DenseStore:
         return tensor
 
     def _check(self, expected: set[str]) -> None:
-        entries = self.file.entries
+        entries = self._entries
         wrong = sorted(expected ^ entries.keys() | expected ^ self._record.checksums.keys())
         wrong += [
             key

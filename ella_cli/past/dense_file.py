@@ -21,6 +21,7 @@ from ella_cli.adapter.tensor_file import bytes_of
 from ella_cli.adapter.tensor_header import Entry
 from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.past.change import Change
+from ella_cli.past.curvatures import curvature_layout, write_curvatures
 from ella_cli.past.dense import DELTA, ENERGY
 from ella_cli.past.record import PastTask, Record
 from ella_cli.past.sums import ModuleSums
@@ -53,10 +54,13 @@ def write_dense(change: Change, path: Path) -> Record:
         tasks=change.tasks,
         layers={name: layer for name, layer in change.layers.items() if layer.kind != "linear"},
         checksums=dict.fromkeys(layout, "0" * _CHECKSUM_DIGITS),
+        curvature=tuple(one.record for one in change.curvatures),
     ).sealed()
     room = record.metadata() | {"room": " " * (_DIGITS_TO_SPARE * len(change.tasks))}
-    with TensorFileWriter(path, layout, room) as writer:
+    whole = layout | curvature_layout(change.curvatures)
+    with TensorFileWriter(path, whole, room) as writer:
         written = _write_modules(change, parts, writer)
+        write_curvatures(change.curvatures, writer)
         checksums = dict(zip(layout, (c for one in written for c in one.checksums), strict=True))
         tasks = tuple(_remeasured(task, written) for task in change.tasks)
         record = replace(record, tasks=tasks, checksums=checksums).sealed()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ella_cli.adapter import Adapter, read_adapter
+from ella_cli.adapter.curvature import Curvature, read_curvature
 from ella_cli.errors import AdapterError, PastError
 from ella_cli.past.change import Change, Part, parts_of
 from ella_cli.past.dense import DenseStore
@@ -36,11 +37,13 @@ class Draft:
     _slots: list[_Slot] = field(default_factory=list)
     _given_back: list[Part] = field(default_factory=list)
     _base: Base = field(default_factory=Base)
+    _curvatures: dict[str, Curvature] = field(default_factory=dict)  # by adapter digest
 
     def __post_init__(self) -> None:
         if self.old is None:
             return
         self._base = self.old.base
+        self._curvatures = {one.record.adapter: one for one in self.old.curvatures}
         if self.old.store == "dense":
             self._slots = [_Slot((task,), None) for task in self.old.tasks]
         else:
@@ -56,7 +59,8 @@ class Draft:
             AdapterError: it is in already, its task's name is, or its base model is another.
             NonFiniteError: a factor holds NaN or infinity.
         """
-        self._slots.append(self._admitted(adapter))
+        if not self._only_measured_since(adapter):
+            self._slots.append(self._admitted(adapter))
 
     def drop(self, name: str, folder: Path | None = None) -> None:
         """
@@ -85,14 +89,39 @@ class Draft:
 
     def change(self) -> Change:
         origin = None if self.old is None else self.old.contents
+        held = {task.digest for task in self.tasks}
+        curvatures = [one for digest, one in self._curvatures.items() if digest in held]
+        self._note_unmeasured(held)
         return Change(
             base=self._base,
             energy=self.energy,
             tasks=self.tasks,
             parts=(*self._given_back, *(slot.part for slot in self._slots if slot.part)),
             origin=origin if isinstance(origin, DenseStore) else None,
+            curvatures=tuple(curvatures),
             notes=tuple(self.notes),
         )
+
+    def _only_measured_since(self, adapter: Adapter) -> bool:
+        """Whether the adapter is in already, and all that is new is its curvature."""
+        if adapter.digest in self._curvatures or self.force:
+            return False
+        twin = next((task for task in self.tasks if task.digest == adapter.digest), None)
+        found = read_curvature(adapter) if twin is not None else None
+        if twin is None or found is None:
+            return False
+        self._curvatures[adapter.digest] = found
+        self.notes.append(f"{twin.name} is in already; its curvature was added")
+        return True
+
+    def _note_unmeasured(self, held: set[str]) -> None:
+        wanted = self.energy.kind == "curvature" or held & set(self._curvatures)
+        missing = [task.name for task in self.tasks if task.digest not in self._curvatures]
+        if wanted and missing:
+            self.notes.append(
+                f"{', '.join(missing)}: no curvature, so protected by --energy sum only; "
+                "`ella measure ADAPTER --task NAME` makes it, then accumulate the adapter again"
+            )
 
     def _index(self, name: str) -> int:
         for index, slot in enumerate(self._slots):
@@ -159,6 +188,9 @@ class Draft:
             number = next(n for n in range(2, len(names) + 3) if f"{task.name}-{n}" not in names)
             task = replace(task, name=f"{task.name}-{number}")
             self.notes.append(f"{adapter.path} is kept as {task.name}")
+        curvature = read_curvature(adapter)
+        if curvature is not None:
+            self._curvatures[task.digest] = curvature
         block = Block(adapter.file, adapter.sources)
         part = Part((task,), block, block_record(adapter))
         return _Slot((task,), part)

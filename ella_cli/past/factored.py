@@ -13,6 +13,7 @@ from ella_cli.adapter.adapter import Source, factors_digest, layers_in_order, re
 from ella_cli.adapter.tensor_file import FLOATS, TensorFile
 from ella_cli.errors import PastError, ShapeError
 from ella_cli.kernels import Factors, add_update
+from ella_cli.past.curvatures import other_entries
 from ella_cli.past.record import EnergyKind, Record
 
 
@@ -62,7 +63,7 @@ class FactoredStore:
     def operand(self, name: str) -> Tensor | Factors:
         """What the penalty is computed from: factors, or E (M, N) f32 where that has none."""
         weights = self._weights()
-        if self._energy.kind == "sum":
+        if self._energy.kind in ("sum", "curvature"):
             return self.factors(name, weights)
         energy = torch.zeros(self.shape(name))  # (M, N) f32
         for update, weight in self.updates(name, weights):
@@ -139,7 +140,7 @@ def factored_store(file: TensorFile, record: Record) -> FactoredStore:
         PastError: tensors and record do not belong together.
     """
     factors: list[dict[str, dict[str, str]]] = [{} for _ in record.blocks]
-    for key in file.entries:
+    for key in other_entries(file):
         index, module, letter = _parsed(key)
         if not 0 <= index < len(factors) or letter not in ("A", "B"):
             raise _foreign(file, key)

@@ -9,6 +9,7 @@ from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.adapter.tensor_header import Entry
 from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.past.change import Change, Part
+from ella_cli.past.curvatures import copy_curvatures, curvature_layout
 from ella_cli.past.record import Record
 
 _Run = tuple[TensorFile, int, int]
@@ -26,6 +27,7 @@ def write_factored(change: Change, path: Path) -> Record:
         tasks=change.tasks,
         layers={name: layer for name, layer in change.layers.items() if layer.kind != "linear"},
         blocks=tuple(part.record for part in change.parts),
+        curvature=tuple(one.record for one in change.curvatures),
     ).sealed()
     layout: dict[str, Entry] = {}
     runs: list[_Run] = []
@@ -33,9 +35,11 @@ def write_factored(change: Change, path: Path) -> Record:
         for name, entry, run in _placed(index, part):
             layout[name] = entry
             _extend(runs, run)
+    layout |= curvature_layout(change.curvatures)
     with TensorFileWriter(path, layout, record.metadata()) as writer:
         for file, start, stop in runs:
             writer.copy(file, start, stop)
+        copy_curvatures(change.curvatures, writer)
         writer.finish(record.metadata())
     return record
 

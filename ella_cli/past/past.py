@@ -9,9 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ella_cli.adapter import Adapter, Layer
+from ella_cli.adapter.curvature import Curvature, read_curvature
 from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.errors import PastError
-from ella_cli.kernels import Factors
+from ella_cli.kernels import Factors, Kronecker
+from ella_cli.past.curvatures import curvatures_of
 from ella_cli.past.dense import DenseStore
 from ella_cli.past.factored import Block, FactoredStore, factored_store
 from ella_cli.past.record import Base, Energy, EnergyKind, PastTask, Record, Store
@@ -30,6 +32,7 @@ class Past:
     record: Record
     path: Path | None  # None for one that only adapters hold
     contents: FactoredStore | DenseStore = field(repr=False)
+    curvatures: tuple[Curvature, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(
@@ -47,15 +50,18 @@ class Past:
             NonFiniteError: a factor holds NaN or infinity.
         """
         kind = EnergyKind(energy, last, decay)
+        found = {adapter.digest: read_curvature(adapter) for adapter in adapters}
+        curvatures = tuple(one for one in found.values() if one is not None)
         record = Record(
             store="factored",
             energy=kind,
             base=base_of(adapters),
             tasks=tuple(task_of(adapter) for adapter in adapters),
             blocks=tuple(block_record(adapter) for adapter in adapters),
+            curvature=tuple(one.record for one in curvatures),
         )
         blocks = [Block(adapter.file, adapter.sources) for adapter in adapters]
-        return cls(record.sealed(), None, FactoredStore(blocks, kind))
+        return cls(record.sealed(), None, FactoredStore(blocks, kind), curvatures)
 
     @property
     def store(self) -> Store:
@@ -64,6 +70,11 @@ class Past:
     @property
     def energy(self) -> Energy:
         return self.record.energy.kind
+
+    @property
+    def coordinates(self) -> Energy:
+        """The kind of the energy per coordinate, which is there beside any curvature."""
+        return "sum" if self.energy == "curvature" else self.energy
 
     @property
     def base(self) -> Base:
@@ -108,13 +119,40 @@ class Past:
         """
         return self.contents.delta(name)
 
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """The tasks whose curvature is not known, by name."""
+        known = {one.record.adapter for one in self.curvatures}
+        return tuple(task.name for task in self.tasks if task.digest not in known)
+
+    def curvature(self, name: str) -> list[Kronecker]:
+        """G ⊗ C of one module, a term a task that has measured it and counts for the energy, f32.
+
+        Raises:
+            AdapterError: the file is damaged.
+        """
+        weights: dict[str, float] = {}
+        for task, weight in zip(
+            self.tasks, self.record.energy.weights(len(self.tasks)), strict=True
+        ):
+            weights[task.digest] = weights.get(task.digest, 0.0) + weight
+        terms = []
+        for one in self.curvatures:
+            weight = weights.get(one.record.adapter, 0.0)
+            if weight and name in one.keys:
+                term = one.kronecker(name)
+                terms.append(Kronecker(term.u * weight**0.5, term.v))
+        return terms
+
     def verify(self) -> None:
         """Reads everything once.
 
         Raises:
-            PastError: a tensor is not what its checksum says.
+            PastError, AdapterError: a tensor is not what its checksum says.
         """
         self.contents.verify()
+        for one in self.curvatures:
+            _ = one.verified
 
 
 def read_past(path: Path) -> Past:
@@ -130,6 +168,6 @@ def read_past(path: Path) -> Past:
         )
     file = TensorFile.open(path, PastError)
     record = _read_record(file.metadata, path)
-    if record.store == "factored":
-        return Past(record, path, factored_store(file, record))
-    return Past(record, path, DenseStore(file, record))
+    curvatures = curvatures_of(file, record)
+    store = factored_store if record.store == "factored" else DenseStore
+    return Past(record, path, store(file, record), curvatures)

@@ -12,13 +12,15 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ella_cli.adapter import Layer
+from ella_cli.adapter.curvature import CurvatureRecord
 from ella_cli.errors import PastError
 
 Store = Literal["factored", "dense"]
-Energy = Literal["sum", "abs", "rss"]
+Energy = Literal["sum", "abs", "rss", "curvature"]
 
 METADATA_KEY = "ella_past"
-VERSION = 1
+# 2 is 1 with curvature: a reader of 1 would leave out what the file is told to protect.
+PLAIN_VERSION, VERSION = 1, 2
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ class EnergyKind:
     """E per coordinate, from the updates ΔW_i, oldest first, of T tasks (METHOD §6).
 
     `sum` |Σ wᵢ ΔWᵢ|, `abs` Σ wᵢ|ΔWᵢ|, `rss` sqrt(Σ wᵢ² ΔWᵢ²); wᵢ = decay^(T − i), and 0 for all
-    but the last K tasks. The weights act on the energy only: every task stays in the sum that is
-    added to the model.
+    but the last K tasks. `curvature` is no matrix of that kind: each task's G ⊗ C is weighed by wᵢ.
+    The weights act on the energy only: every task stays in the sum that is added to the model.
     """
 
     kind: Energy = "sum"
@@ -102,7 +104,9 @@ class EnergyKind:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the energy is |W_past| itself, so that one matrix says both."""
+        """Whether no second matrix is needed beside W_past."""
+        if self.kind == "curvature":
+            return True
         return self.kind == "sum" and self.last is None and self.decay is None
 
     def weights(self, tasks: int) -> tuple[float, ...]:
@@ -120,17 +124,19 @@ class Record:
         layers: modules that are not plain matrices.
         blocks: of a factored store, in the order of the tasks.
         checksums: of a dense store, tensor name -> SHA-256 of its bytes.
-        digest: SHA-256 over store, energy and the digests of blocks or tensors.
+        curvature: of the tasks that have one, in the order of their numbers in tensor names.
+        digest: SHA-256 over store, energy and the digests of blocks or tensors, and curvature.
     """
 
     store: Store
     energy: EnergyKind
     base: Base
     tasks: tuple[PastTask, ...]
-    version: int = VERSION
+    version: int = PLAIN_VERSION
     layers: Mapping[str, Layer] = field(default_factory=dict)
     blocks: tuple[BlockRecord, ...] = ()
     checksums: Mapping[str, str] = field(default_factory=dict)
+    curvature: tuple[CurvatureRecord, ...] = ()
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -138,15 +144,20 @@ class Record:
             raise ValueError("its blocks do not hold its tasks")
 
     def sealed(self) -> Record:
-        """The same with its digest."""
+        """The same with its digest, and of the lowest version that can say it."""
         contents: Sequence[object] = (
             [block.digest for block in self.blocks]
             if self.store == "factored"
             else sorted(self.checksums.items())
         )
         energy = [self.energy.kind, self.energy.last, self.energy.decay]
-        text = json.dumps([self.store, energy, contents], separators=(",", ":"))
-        return replace(self, digest=hashlib.sha256(text.encode()).hexdigest())
+        parts: list[object] = [self.store, energy, contents]
+        if self.curvature:
+            parts.append([[one.adapter, one.digest] for one in self.curvature])
+        text = json.dumps(parts, separators=(",", ":"))
+        plain = not self.curvature and self.energy.kind != "curvature"
+        version = PLAIN_VERSION if plain else VERSION
+        return replace(self, version=version, digest=hashlib.sha256(text.encode()).hexdigest())
 
     def metadata(self) -> dict[str, str]:
         text = _RECORD.dump_json(self, by_alias=True).decode()
@@ -176,9 +187,10 @@ def read_record(metadata: Mapping[str, str], where: object) -> Record:
             f"{where} has a damaged record: {place}: {first['msg']}",
             hint="it was changed by hand; restore it, or accumulate the adapters again",
         ) from error
-    if record.version != VERSION:
+    if not PLAIN_VERSION <= record.version <= VERSION:
         raise PastError(
-            f"{where} is a W_past file of version {record.version}; this ella reads {VERSION}",
+            f"{where} is a W_past file of version {record.version}; this ella reads "
+            f"{PLAIN_VERSION} to {VERSION}",
             hint="update ella",
         )
     if record.sealed().digest != record.digest:

@@ -15,6 +15,7 @@ from ella_cli.adapter.tensor_header import Entry
 from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import PastError
 from ella_cli.kernels import Factors
+from ella_cli.past.curvatures import copy_curvatures, curvature_layout
 from ella_cli.past.dense import DELTA, ENERGY
 from ella_cli.past.export.card import write_card
 from ella_cli.past.export.exported import Exported, empty_folder
@@ -44,13 +45,15 @@ def export_dense(
     layout = {
         f"{name}.{part}": Entry(stored, past.shape(name)) for name in past.names for part in parts
     }
+    store_keys = tuple(layout)
+    layout |= curvature_layout(past.curvatures)
     layers = {name: past.layer(name) for name in past.names}
     record = replace(
         past.record,
         store="dense",
         blocks=(),
         layers={name: layer for name, layer in layers.items() if layer.kind != "linear"},
-        checksums=dict.fromkeys(layout, "0" * 64),
+        checksums=dict.fromkeys(store_keys, "0" * 64),
     ).sealed()
     checksums = {}
     exactness = "f32 sums" if dtype == "float32" else "f32 sums rounded once to bf16"
@@ -62,6 +65,7 @@ def export_dense(
                     matrix = _matrix(past, name, part).to(torch_dtype)  # (M, N)
                     checksums[f"{name}.{part}"] = hashlib.sha256(bytes_of(matrix)).hexdigest()
                     writer.write(matrix)
+            copy_curvatures(past.curvatures, writer)
             writer.finish(replace(record, checksums=checksums).sealed().metadata())
         write_card(temporary, past, "dense past", exactness, past.base.model)
     return Exported(folder, "dense past", exactness)

@@ -1,0 +1,220 @@
+"""Curvatures travel from adapters into the past, stay apart there, and leave with their task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ella_cli.adapter import read_adapter
+from ella_cli.adapter.curvature import CURVATURE, CurvatureRecord, read_curvature, write_curvature
+from ella_cli.errors import AdapterError, PastError
+from ella_cli.kernels import Kronecker
+from ella_cli.past import Past, accumulate, compact, read_past
+from ella_cli.past.export import export_dense
+from tests.past.conftest import SHAPES, STORES, MakeAdapter
+
+Q = "model.layers.2.q"
+
+
+def measured(folder: Path, seed: int, names: Sequence[str] = tuple(SHAPES)) -> Path:
+    """Random factors beside an adapter, as `ella train` would write them."""
+    generator = torch.Generator().manual_seed(seed)
+    modules = {
+        name: Kronecker(
+            torch.randn(SHAPES[name][0], 4, generator=generator),
+            torch.randn(SHAPES[name][1], 3, generator=generator),
+        )
+        for name in names
+    }
+    adapter = read_adapter(folder)
+    write_curvature(folder, modules, CurvatureRecord(adapter.digest, adapter.task, rows=8))
+    return folder
+
+
+@pytest.fixture
+def three(make_adapter: MakeAdapter) -> list[Path]:
+    return [measured(make_adapter(f"task{i}", i), 100 + i) for i in range(3)]
+
+
+def product(terms: Sequence[Kronecker]) -> Tensor:
+    """Σ G ⊗ C in f64, whatever the terms and their order."""
+    total = torch.zeros((), dtype=torch.float64)
+    for term in terms:
+        u, v = term.u.double(), term.v.double()
+        total = total + torch.kron(u @ u.T, v @ v.T)
+    return total
+
+
+def of_adapter(folder: Path, name: str = Q) -> Kronecker:
+    curvature = read_curvature(read_adapter(folder))
+    assert curvature is not None
+    return curvature.kronecker(name)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_past_holds_the_curvature_of_every_task(
+    store: str, three: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "w"
+    accumulate(three[:1], path, store=store)  # type: ignore[arg-type]
+    accumulate(three[1:], path)
+    past = read_past(path)
+    past.verify()
+    assert past.store == store
+    assert past.record.version == 2
+    assert past.unmeasured == ()
+    for name in SHAPES:
+        expected = product([of_adapter(folder, name) for folder in three])
+        torch.testing.assert_close(product(past.curvature(name)), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_file_keeps_factors_to_bf16(make_adapter: MakeAdapter) -> None:
+    folder = make_adapter("one")
+    u, v = torch.randn(37, 4), torch.randn(29, 3)
+    adapter = read_adapter(folder)
+    write_curvature(folder, {Q: Kronecker(u, v)}, CurvatureRecord(adapter.digest, "one"))
+    kept = of_adapter(folder)
+    assert torch.equal(kept.u, u.to(torch.bfloat16).float())
+    assert torch.equal(kept.v, v.to(torch.bfloat16).float())
+
+
+def test_a_past_in_memory_equals_the_file(three: list[Path], tmp_path: Path) -> None:
+    accumulate(three, tmp_path / "w")
+    held = Past.of([read_adapter(folder) for folder in three])
+    file = read_past(tmp_path / "w")
+    assert held.digest == file.digest
+    assert torch.equal(product(held.curvature(Q)), product(file.curvature(Q)))
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_dropped_task_takes_its_curvature_along(
+    store: str, three: list[Path], tmp_path: Path
+) -> None:
+    accumulate(three, tmp_path / "w", store=store)  # type: ignore[arg-type]
+    accumulate([], tmp_path / "w", drop=["task1"])
+    past = read_past(tmp_path / "w")
+    assert len(past.curvatures) == 2
+    expected = product([of_adapter(three[0]), of_adapter(three[2])])
+    torch.testing.assert_close(product(past.curvature(Q)), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_last_and_decay_weigh_the_curvatures(three: list[Path], tmp_path: Path) -> None:
+    each = [product([of_adapter(folder)]) for folder in three]
+    for store in STORES:
+        path = tmp_path / store
+        accumulate(three, path, energy="curvature", decay=0.5, last=2, store=store)  # type: ignore[arg-type]
+        past = read_past(path)
+        assert past.energy == "curvature"
+        assert past.coordinates == "sum"
+        expected = 0.5 * each[1] + each[2]
+        torch.testing.assert_close(product(past.curvature(Q)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_without_one_is_added_with_a_word(
+    three: list[Path], make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    bare = make_adapter("bare", 9)
+    done = accumulate([three[0], bare], tmp_path / "w")
+    assert any("bare: no curvature" in note and "ella measure" in note for note in done.notes)
+    assert read_past(tmp_path / "w").unmeasured == ("bare",)
+    # Measured later, the same adapter brings its curvature and nothing else.
+    measured(bare, 5)
+    again = accumulate([bare], tmp_path / "w")
+    past = read_past(tmp_path / "w")
+    assert again.added == ()
+    assert [task.name for task in past.tasks] == ["task0", "bare"]
+    assert past.unmeasured == ()
+    assert not any("no curvature" in note for note in again.notes)
+    with pytest.raises(AdapterError, match="already"):
+        accumulate([bare], tmp_path / "w")
+
+
+def test_a_past_without_any_stays_a_file_of_version_1(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    done = accumulate([make_adapter("one")], tmp_path / "w")
+    assert read_past(tmp_path / "w").record.version == 1
+    assert done.notes == ()
+
+
+def test_compaction_and_a_dense_copy_keep_the_curvatures(
+    three: list[Path], make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    twice = [three[0], make_adapter("again", 0, alpha=6.0)]
+    accumulate(twice, tmp_path / "w")
+    before = product(read_past(tmp_path / "w").curvature(Q))
+    compact(tmp_path / "w")
+    past = read_past(tmp_path / "w")
+    past.verify()
+    assert torch.equal(product(past.curvature(Q)), before)
+    export_dense(past, tmp_path / "out")
+    copy = read_past(tmp_path / "out" / "wpast.safetensors")
+    copy.verify()
+    assert torch.equal(product(copy.curvature(Q)), before)
+
+
+@pytest.mark.parametrize("place", ["adapter", "past"])
+def test_one_flipped_bit_is_noticed(place: str, three: list[Path], tmp_path: Path) -> None:
+    accumulate(three, tmp_path / "w")
+    path = three[0] / CURVATURE if place == "adapter" else tmp_path / "w"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # curvatures come last in a past
+    path.write_bytes(data)
+    use = (
+        partial(accumulate, three, tmp_path / "other")
+        if place == "adapter"
+        else read_past(path).verify
+    )
+    with pytest.raises(AdapterError, match="does not match its digest"):
+        use()
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_curvature_of_something_else_is_refused(three: list[Path], tmp_path: Path) -> None:
+    foreign = three[1] / CURVATURE
+    foreign.write_bytes((three[0] / CURVATURE).read_bytes())
+    with pytest.raises(AdapterError, match="another adapter"):
+        accumulate([three[1]], tmp_path / "w")
+    adapter = read_adapter(three[2])
+    record = CurvatureRecord(adapter.digest, adapter.task)
+    write_curvature(three[2], {Q: Kronecker(torch.ones(5, 1), torch.ones(29, 1))}, record)
+    with pytest.raises(AdapterError, match=r"model\.layers\.2\.q is \(5, 29\)"):
+        accumulate([three[2]], tmp_path / "w")
+    write_curvature(three[2], {Q: Kronecker(torch.ones(37, 1), torch.ones(29, 1))},
+                    replace(record, version=9))  # fmt: skip
+    with pytest.raises(AdapterError, match="version 9"):
+        accumulate([three[2]], tmp_path / "w")
+    (three[2] / CURVATURE).write_bytes((three[0] / CURVATURE).read_bytes()[:50])
+    with pytest.raises(AdapterError, match="not a sound safetensors file"):
+        accumulate([three[2]], tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_numbers_that_are_not_finite_are_refused(three: list[Path], tmp_path: Path) -> None:
+    adapter = read_adapter(three[0])
+    write_curvature(
+        three[0],
+        {Q: Kronecker(torch.full((37, 1), torch.nan), torch.ones(29, 1))},
+        CurvatureRecord(adapter.digest, adapter.task),
+    )
+    with pytest.raises(AdapterError, match="not finite"):
+        accumulate([three[0]], tmp_path / "w")
+
+
+def test_tensors_of_no_curvature_are_refused(three: list[Path], tmp_path: Path) -> None:
+    accumulate(three, tmp_path / "w")
+    with safe_open(tmp_path / "w", "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(tmp_path / "w")
+    for extra in ("curvature/7/fc.U", f"curvature/0/{Q}.W", "curvature/x"):
+        save_file(tensors | {extra: torch.ones(2, 2)}, tmp_path / "bad", metadata)
+        with pytest.raises(PastError, match="curvature"):
+            read_past(tmp_path / "bad")
