@@ -1,43 +1,51 @@
-"""The method in one place: Σ over modules of ‖ΔW ⊙ W_past‖²_F, for a PEFT model and its past.
+"""The method in one place: what is added to the loss of a new task, for a PEFT model and its past.
 
-    loss of a task = CE + λ · EllaPenalty(model, past)()
+    loss of a task = CE + λ · penalty(model, past)()
 
-Strongly used coordinates of W_past are protected, little used ones stay free. Everything that
-knows tensors is in `kernels`; everything that knows training is in `training`.
+`EllaPenalty` is the paper's: Σ over modules of ‖ΔW ⊙ W_past‖²_F, so that strongly used coordinates
+of W_past are protected and little used ones stay free. `CurvaturePenalty` asks instead how much
+the past tasks' losses rise: Σ over modules and tasks of ½ tr(ΔWᵀ G ΔW C). Everything that knows
+tensors is in `kernels`; everything that knows training is in `training`.
 
-Source: ELLA, arXiv 2601.02232, Eq. 5; the algebra is in docs/method.md.
+Source: ELLA, arXiv 2601.02232, Eq. 5; the algebra of both is in docs/method.md.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 from ella_cli.errors import PastError
-from ella_cli.kernels import Factors, plan_penalty
+from ella_cli.kernels import (
+    CurvaturePlan,
+    Factors,
+    Kronecker,
+    PenaltyPlan,
+    plan_curvature,
+    plan_penalty,
+)
 from ella_cli.model.lora import lora_layers, lora_pair
 from ella_cli.past import Past
 
 
-class EllaPenalty:
+class Penalty(ABC):
     """Binds the LoRA pairs of a PEFT model to a past; calling it gives the penalty now.
 
     Args:
         model: a PEFT model with one active LoRA adapter.
         past: must know every adapted module.
-        form: how it is computed; `auto` lets the cost model choose.
         share: (rank, count) computes every count-th module and multiplies by count: the mean of
             all ranks' gradients is then the whole penalty's, at 1 / count of the work and with
-            W_past sharded.
+            the past sharded.
 
     Raises:
         PastError: the past lacks an adapted module.
-        ShapeError: a module's ΔW and its W_past do not have the same shape.
+        ShapeError: a module's ΔW and its past do not have the same shape.
     """
 
-    def __init__(
-        self, model: nn.Module, past: Past, *, form: str = "auto", share: tuple[int, int] = (0, 1)
-    ) -> None:
+    def __init__(self, model: nn.Module, past: Past, *, share: tuple[int, int] = (0, 1)) -> None:
         rank, self._count = share
         layers = lora_layers(model)
         missing = [name for name in layers if name not in past.names]
@@ -51,13 +59,11 @@ class EllaPenalty:
         pairs = [lora_pair(layers[name]) for name in self.names]
         self._bs = [b for b, _, _ in pairs]
         self._as = [a for _, a, _ in pairs]
-        self._plan = plan_penalty(
-            [_on(past.operand(name), b) for name, b in zip(self.names, self._bs, strict=True)],
-            [scale for _, _, scale in pairs],
-            rank=self._as[0].shape[0] if pairs else 1,
-            form=form,
-            names=self.names,
-        )
+        self._plan = self._prepare(past, [scale for _, _, scale in pairs])
+
+    @abstractmethod
+    def _prepare(self, past: Past, scales: list[float]) -> PenaltyPlan | CurvaturePlan:
+        """What the task keeps constant."""
 
     def __call__(self) -> Tensor:
         """Scalar f32, differentiable in every B and A; not multiplied by λ."""
@@ -71,7 +77,60 @@ class EllaPenalty:
         return dict(zip(self.names, values.tolist(), strict=True))
 
 
-def _on(operand: Tensor | Factors, like: Tensor) -> Tensor | Factors:
+class EllaPenalty(Penalty):
+    """Σ ‖ΔW ⊙ E‖²_F with the energy E per coordinate, as the past has it; as `Penalty`.
+
+    Args:
+        form: how it is computed; `auto` lets the cost model choose.
+    """
+
+    def __init__(
+        self, model: nn.Module, past: Past, *, form: str = "auto", share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self._form = form
+        super().__init__(model, past, share=share)
+
+    def _prepare(self, past: Past, scales: list[float]) -> PenaltyPlan:
+        return plan_penalty(
+            [
+                _on(past.operand(name), b.device)
+                for name, b in zip(self.names, self._bs, strict=True)
+            ],
+            scales,
+            rank=self._as[0].shape[0] if self._as else 1,
+            form=self._form,
+            names=self.names,
+        )
+
+
+class CurvaturePenalty(Penalty):
+    """The expected rise of the past tasks' losses, in nats per answer token, summed over tasks.
+
+    Raises:
+        PastError: no task of the past has measured its curvature.
+    """
+
+    def _prepare(self, past: Past, scales: list[float]) -> CurvaturePlan:
+        if not past.curvatures:
+            raise PastError(
+                f"no task of {past.path or 'the past'} has a curvature",
+                hint="make it with `ella measure ADAPTER --task NAME` and accumulate the adapter "
+                "again, or use --energy sum",
+            )
+        pairs = zip(self.names, self._bs, strict=True)
+        return plan_curvature(
+            [[_moved(term, b.device) for term in past.curvature(name)] for name, b in pairs],
+            [past.shape(name) for name in self.names],
+            scales,
+            names=self.names,
+        )
+
+
+def _on(operand: Tensor | Factors, device: torch.device) -> Tensor | Factors:
     if isinstance(operand, Factors):
-        return Factors(operand.p.to(like.device), operand.q.to(like.device))
-    return operand.to(like.device)
+        return Factors(operand.p.to(device), operand.q.to(device))
+    return operand.to(device)
+
+
+def _moved(term: Kronecker, device: torch.device) -> Kronecker:
+    return Kronecker(term.u.to(device), term.v.to(device))
