@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ella_cli.errors import StorageError
 
 # Read in pieces that stay in the L2 cache.
@@ -30,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the folder cannot be written, or the disk is full.
     """
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
@@ -55,15 +57,17 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the parent cannot be written, or the disk is full.
     """
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             temporary.chmod(0o777 & ~_umask())
             yield temporary
             for file in temporary.rglob("*"):
-                _flush(file)
-            _flush(temporary)
+                if file.is_file():
+                    # safetensors makes 0600, whatever the umask.
+                    file.chmod(0o666 & ~_umask())
+            flush_folder(temporary)
             if path.exists():
                 outgoing = temporary.with_suffix(".old")
                 path.rename(outgoing)
@@ -74,6 +78,29 @@ def new_folder(path: Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: Path, sign: str) -> None:
+    """Makes sure that `new_folder(path)` will do, before hours of work are done for it.
+
+    Args:
+        path: where a folder is to appear; nothing, an empty folder or one of its kind may be there.
+        sign: a file that every folder of its kind has.
+
+    Raises:
+        StorageError: a file or a folder of other things is there, or its parent is not writable.
+    """
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"{path} is a file", hint="give a new --output-dir")
+    if path.is_dir() and any(path.iterdir()) and not (path / sign).is_file():
+        raise StorageError(
+            f"{path} holds other things, which would be replaced",
+            hint=f"give a new --output-dir; only a folder with {sign} is replaced",
+        )
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,7 +118,7 @@ def read_json(path: Path) -> Any:
     Raises:
         StorageError: the file is missing, unreadable or not JSON.
     """
-    with _storage_errors(path):
+    with storage_errors(path):
         text = path.read_text(encoding="utf-8")
     try:
         return json.loads(text)
@@ -105,22 +132,37 @@ def read_json(path: Path) -> Any:
 def sha256(path: Path) -> str:
     """The file's SHA-256, in hex."""
     digest = hashlib.sha256()
-    with _storage_errors(path), path.open("rb") as file:
+    with storage_errors(path), path.open("rb") as file:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 @contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
+    """Makes a StorageError of what the system has against reading or writing at `path`."""
     try:
         yield
     except OSError as error:
-        where = error.filename or path
-        raise StorageError(
-            f"cannot use {where}: {error.strerror or error}",
-            hint="check that the path exists, that it may be written, and that the disk has room",
-        ) from error
+        raise _storage_error(error.filename or path, error.strerror or str(error)) from error
+    except SafetensorError as error:
+        # How the library reports a full disk; its other words are no matter of storage.
+        if "I/O error" not in str(error):
+            raise
+        raise _storage_error(path, str(error).rpartition("I/O error: ")[2]) from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Waits until everything in `folder` is on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _flush(path)
+
+
+def _storage_error(where: object, reason: str) -> StorageError:
+    return StorageError(
+        f"cannot use {where}: {reason}",
+        hint="check that the path exists, that it may be written, and that the disk has room",
+    )
 
 
 def _flush(path: Path) -> None:

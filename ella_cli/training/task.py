@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from ella_cli import files
 from ella_cli.adapter import Adapter
 from ella_cli.config import TrainSettings
@@ -25,6 +23,7 @@ from ella_cli.past import Past
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.tasks import Task, build_prompt
 from ella_cli.tasks.batches import Encoder
+from ella_cli.training.checkpoints import last_checkpoint
 from ella_cli.training.manifest import FORMAT, MANIFEST, curves, model_card, versions
 from ella_cli.training.methods import METHODS, Method, Situation
 from ella_cli.training.trainer import StepWatch, TaskTrainer, build_trainer, restore_weights
@@ -180,13 +179,13 @@ def _run(
 ) -> None:
     model: Any = trainer.model
     output = Path(str(trainer.args.output_dir))
-    checkpoint = _last_checkpoint(output)
+    checkpoint = last_checkpoint(output)
     steps = trainer.planned_steps()
     trainer.add_callback(StepWatch(trainer, progress.begin(f"train {assignment.name}", steps)))
     if checkpoint:
-        progress.note(f"going on from {Path(checkpoint).name} of {assignment.name}")
+        progress.note(f"going on from {checkpoint.name} of {assignment.name}")
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except NonFiniteError as error:
         if not hasattr(trainer, "good"):
             raise
@@ -197,13 +196,6 @@ def _run(
         raise NonFiniteError(
             f"{error.message}; the last good adapter is in {kept}", hint=error.hint
         ) from error
-
-
-def _last_checkpoint(output: Path) -> str | None:
-    if not output.is_dir():
-        return None
-    found: str | None = get_last_checkpoint(str(output))  # type: ignore[no-untyped-call]
-    return found
 
 
 def _manifest(

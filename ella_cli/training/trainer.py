@@ -29,7 +29,9 @@ from ella_cli.model.base import Base
 from ella_cli.model.lora import update_norms
 from ella_cli.progress import Advance
 from ella_cli.tasks.batches import IGNORED, Collator
+from ella_cli.training.checkpoints import whole_checkpoint
 from ella_cli.training.mixin import EllaTrainerMixin
+from ella_cli.training.row_order import RowOrder
 
 # A curve has at most about this many points, so that long trainings stay readable and small.
 _CURVE_POINTS = 200
@@ -73,6 +75,26 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
             self.good = trained_weights(model)
         return loss
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        args = self.args
+        if args.train_sampling_strategy not in ("group_by_length", "random"):
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return RowOrder(
+            [len(row["input_ids"]) for row in rows],
+            args.seed,
+            lambda: int(self.state.epoch or 0),
+            group=step if args.train_sampling_strategy == "group_by_length" else None,
+        )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        name = f"checkpoint-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / name
+        wait = self.accelerator.wait_for_everyone
+        with whole_checkpoint(folder, wait, main=self.is_world_process_zero()):
+            super()._save_checkpoint(model, trial)
+
     def planned_steps(self) -> int:
         """Optimizer steps a whole training will take."""
         if self.args.max_steps > 0:
@@ -95,6 +117,13 @@ class StepWatch(TrainerCallback):
     def __init__(self, trainer: TaskTrainer, advance: Advance) -> None:
         self._trainer = trainer
         self._advance = advance
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step:
+            # Steps that a checkpoint has behind it.
+            self._advance(state.global_step, "")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -144,7 +173,8 @@ def build_trainer(
         train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         save_strategy="steps" if settings.save_steps else "no",
         save_steps=settings.save_steps or 500,
-        save_total_limit=1,
+        # The older one is gone on from if a kill cuts the newer one off.
+        save_total_limit=2,
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -1,0 +1,50 @@
+"""A task killed in its middle goes on from its last checkpoint and ends with the same adapter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def test_a_task_killed_in_its_middle_ends_with_the_same_adapter(
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    # Three steps an epoch, so that checkpoints lie inside epochs; dropout draws at every step.
+    steps = ("--max-steps", 30, "--save-steps", 4, "--dtype", "float32", "--learning-rate", "0.01")
+    train = ("train", "--task", "tasks/animals", "--model", tiny_llama, *steps)
+    ella(*train, "-o", "whole")
+    _kill_after_a_checkpoint(tmp_path, *train, "-o", "killed")
+    (folder,) = tmp_path.glob(".killed.checkpoints-*")
+    # What a kill in the middle of writing leaves: the newest, and not to be read.
+    half = folder / "checkpoint-29"
+    half.mkdir()
+    (half / "optimizer.pt").write_bytes(b"cut")
+
+    assert "going on from checkpoint-" in ella(*train, "-o", "killed").stderr
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "killed" / weights).read_bytes() == (
+        tmp_path / "whole" / weights
+    ).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"tasks", "whole", "killed"}
+
+
+def _kill_after_a_checkpoint(folder: Path, *command: object) -> None:
+    life = subprocess.Popen(
+        [sys.executable, "-m", "ella_cli", *map(str, command), "-q"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    # The second checkpoint: some steps were then taken after the first.
+    while not any(folder.glob(".killed.checkpoints-*/checkpoint-8/whole")):
+        assert life.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    life.send_signal(signal.SIGKILL)
+    life.wait()

@@ -1,0 +1,46 @@
+"""What may be replaced, and how the system's and the libraries' words about storage come out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ella_cli.errors import StorageError
+from ella_cli.files import check_replaceable, new_folder
+
+
+def test_only_nothing_an_empty_folder_or_one_of_its_kind_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    for name in ("empty", "own", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "own" / "sign").touch()
+    (tmp_path / "other" / "letter.txt").touch()
+    for name in ("new", "deep/er/new", "empty", "own"):
+        check_replaceable(tmp_path / name, "sign")
+    for name, words in (
+        ("file", "is a file"),
+        ("file/below", "cannot use"),
+        ("other", "holds other things"),
+    ):
+        with pytest.raises(StorageError, match=words):
+            check_replaceable(tmp_path / name, "sign")
+
+
+def test_what_safetensors_has_against_a_path_is_a_matter_of_storage(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match=r"cannot use .*new: .*os error"),
+        new_folder(tmp_path / "new") as temporary,
+    ):
+        save_file({"w": torch.zeros(1)}, temporary / "no" / "such" / "folder")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_new_folder_is_as_readable_as_the_umask_lets_it_be(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with new_folder(tmp_path / "new") as temporary:
+        save_file({"w": torch.zeros(1)}, temporary / "w.safetensors")
+    mode = (tmp_path / "new" / "w.safetensors").stat().st_mode
+    assert mode == (tmp_path / "plain").stat().st_mode
