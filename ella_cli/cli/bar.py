@@ -25,6 +25,8 @@ class Bars:
     def begin(self, what: str, total: int) -> Advance:
         if self._current is not None:
             self._display.stop_task(self._current)
+        # Not before there is a bar: an empty display leaves an empty line.
+        self._display.start()
         bar = self._current = self._display.add_task(what, total=total, words="")
 
         def advance(done: int, words: str) -> None:
@@ -62,5 +64,9 @@ def showing_progress(output: Output) -> Iterator[Progress]:
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[words]}", table_column=Column(no_wrap=True, ratio=1)),
     )
-    with RichProgress(*columns, console=output.stderr, expand=True) as display:
+    display = RichProgress(*columns, console=output.stderr, expand=True)
+    try:
         yield Bars(display, output)
+    finally:
+        if display.live.is_started:
+            display.stop()

@@ -56,7 +56,7 @@ def train(
     from ella_cli.cli.bar import showing_progress
     from ella_cli.model.base import load_base
     from ella_cli.past import read_past
-    from ella_cli.sequence import load_tasks
+    from ella_cli.sequence import ground_of, load_tasks
     from ella_cli.training.task import Assignment, train_task
 
     held = read_past(past) if past else None
@@ -66,6 +66,8 @@ def train(
         base = load_base(settings.model, dtype=settings.dtype, device=settings.device)
         if held is not None:
             base.check_ground(str(past), held.base.fingerprint)
+        for adapter in adapters:
+            base.check_ground(str(adapter.path), ground_of(adapter))
         index = len(held.tasks) if held else len(adapters)
         assignment = Assignment(rows.spec.name, [rows], index, held, adapters)
         manifest = train_task(base, assignment, settings, output_dir, progress=progress)

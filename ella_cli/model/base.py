@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ella_cli.errors import ModelError
@@ -88,9 +89,10 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
         model = loader.from_pretrained(where, dtype=chosen)
         model.to(target)  # type: ignore[arg-type]
         tokenizer = AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"cannot load the model {source}: {str(error).strip().splitlines()[0]}",
+            f"cannot load the model {source}: {reason}",
             hint="give a hub id (needs the network), a local folder, a .gguf file, or smollm2",
         ) from error
     if tokenizer.eos_token_id is None:

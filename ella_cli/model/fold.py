@@ -46,6 +46,17 @@ class Fold:
             else:
                 self._fold(module, name, delta(name))
 
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Makes sure that a delta of `shape`, (M, N), can be set on the module `name`.
+
+        Raises:
+            ModelError, ShapeError: as `set` would.
+        """
+        module = self._module(name)
+        if not _is_quantised(module):
+            weight = tuple(_weight(module).shape)
+            _check_shape(name, weight, shape[::-1] if _is_transposed(module) else shape)
+
     def clear(self) -> None:
         """Gives the model its pristine weights back, to the bit."""
         with torch.no_grad():
@@ -71,8 +82,8 @@ class Fold:
             return self._model.get_submodule(name)
         except AttributeError as error:
             raise ModelError(
-                f"the past has a module {name}, which this model lacks",
-                hint="the past was made on another base model; see `ella inspect past`",
+                f"there is an update of {name}, which this model lacks",
+                hint="it was made on another base model; see `ella inspect past` or `adapter`",
             ) from error
 
     def _fold(self, module: nn.Module, name: str, delta: Tensor) -> None:
@@ -120,6 +131,6 @@ def _is_transposed(module: nn.Module) -> bool:
 def _check_shape(name: str, wanted: tuple[int, ...], got: tuple[int, ...]) -> None:
     if wanted != got:
         raise ShapeError(
-            f"the past's {name} is {got}, this model's weight is {wanted}",
-            hint="the past was made on another base model; see `ella inspect past`",
+            f"the update of {name} is {got}, this model's weight is {wanted}",
+            hint="it was made on another base model; see `ella inspect past` or `adapter`",
         )

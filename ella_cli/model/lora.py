@@ -50,13 +50,6 @@ def attach_lora(base: Base, settings: LoraFields, *, seed: int) -> PeftModel:
     return model
 
 
-def resume_lora(base: Base, folder: str) -> PeftModel:
-    """`base.model` with the trained LoRA pair in `folder` on it, trainable further."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base.model, folder, is_trainable=True)
-
-
 def detach_lora(model: PeftModel) -> None:
     """Takes LoRA off the base model, whose weights are as they were before it was attached."""
     restored = model.unload()

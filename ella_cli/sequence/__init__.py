@@ -4,7 +4,13 @@ run_folder.py  what lies where in a run's folder, and which run a folder belongs
 run.py         the steps, each skipped if its result is there
 """
 
-from ella_cli.sequence.run import evaluate_adapters, evaluate_run, load_tasks, run_order
+from ella_cli.sequence.run import (
+    evaluate_adapters,
+    evaluate_run,
+    ground_of,
+    load_tasks,
+    run_order,
+)
 from ella_cli.sequence.run_folder import RunFolder
 
-__all__ = ["RunFolder", "evaluate_adapters", "evaluate_run", "load_tasks", "run_order"]
+__all__ = ["RunFolder", "evaluate_adapters", "evaluate_run", "ground_of", "load_tasks", "run_order"]

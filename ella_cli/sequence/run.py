@@ -19,6 +19,7 @@ from ella_cli.errors import SettingsError
 from ella_cli.evaluate.grid import Cell, Stage, evaluate_grid, evaluation_of
 from ella_cli.evaluate.results import results_document, single_scores
 from ella_cli.model.base import Base, load_base
+from ella_cli.model.fold import Fold
 from ella_cli.past import accumulate, read_past
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.run_folder import RunFolder, method_of, stage_name, stage_names
@@ -113,7 +114,8 @@ def evaluate_adapters(
 
     Raises:
         SettingsError: more adapters than tasks.
-        AdapterError: a folder is no adapter, or made on another base model.
+        AdapterError: a folder is no adapter.
+        ModelError, ShapeError: an adapter was made on another base model.
     """
     tasks = load_tasks(resolve_order(order), evaluation, progress)
     adapters = [read_adapter(one) for one in folders]
@@ -123,8 +125,12 @@ def evaluate_adapters(
             hint="give one adapter a task, in the order of the tasks",
         )
     base = _base_once(evaluation, progress)
+    fold = Fold(base().model)
     for adapter in adapters:
         base().check_ground(str(adapter.path), ground_of(adapter))
+        # A foreign adapter has no fingerprint; what it adapts says whether it fits.
+        for name in adapter.names:
+            fold.check(name, adapter.shape(name))
     stages = [
         Stage(stage_name(i, task.spec.name), tuple(adapters[: i + 1]))
         for i, (task, _) in enumerate(zip(tasks, adapters, strict=False))

@@ -18,11 +18,12 @@ from ella_cli.config import TrainSettings
 from ella_cli.errors import NonFiniteError
 from ella_cli.model.base import Base
 from ella_cli.model.fold import Fold
-from ella_cli.model.lora import attach_lora, detach_lora, lora_layers, resume_lora, update_norms
+from ella_cli.model.lora import attach_lora, detach_lora, lora_layers, update_norms
 from ella_cli.past import Past
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.tasks import Task, build_prompt
 from ella_cli.tasks.batches import Encoder
+from ella_cli.training.carried import carried_lora
 from ella_cli.training.checkpoints import last_checkpoint
 from ella_cli.training.manifest import FORMAT, MANIFEST, curves, model_card, versions
 from ella_cli.training.methods import METHODS, Method, Situation
@@ -73,8 +74,10 @@ def train_task(
             beside `folder`, as its name with `.last-good`.
         PastError, ShapeError: the past does not fit the model.
         TaskError: a prompt's frame alone is longer than the model may read.
+        StorageError: `folder` holds other things or cannot be written, or the disk is full.
     """
     started = time.monotonic()
+    files.check_replaceable(folder, "adapter_config.json")
     method = METHODS[settings.method]
     rows = encode_rows(base, assignment.tasks, settings)
     past = assignment.past if method.summed else None
@@ -126,9 +129,10 @@ def penalty_weight(settings: TrainSettings) -> float:
 def _with_lora(
     base: Base, assignment: Assignment, settings: TrainSettings, method: Method
 ) -> PeftModel:
+    seed = stage_seed(settings, assignment.order_index)
     if method.carried and assignment.earlier:
-        return resume_lora(base, str(assignment.earlier[-1].path))
-    return attach_lora(base, settings, seed=stage_seed(settings, assignment.order_index))
+        return carried_lora(base, settings, assignment.earlier[-1], seed=seed)
+    return attach_lora(base, settings, seed=seed)
 
 
 def _trainer(

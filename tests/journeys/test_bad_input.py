@@ -1,0 +1,248 @@
+"""Bad input gets one or two lines and exit code 2, and leaves every file as it was."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHORT = ("--max-steps", 3, "--dtype", "float32", "--learning-rate", "0.01")
+TASK = ("--task", "tasks/colours")
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(ella: Any, tmp_path: Path) -> Refused:
+    """Runs a command that must be refused; gives what it said after checking what it left."""
+
+    def call(*arguments: object, leaves: tuple[str, ...] = (), **options: Any) -> str:
+        with _unchanged(tmp_path, leaves):
+            done = ella(*arguments, code=2, **options)
+        lines = done.stderr.splitlines()
+        assert done.stdout == ""
+        assert 1 <= len(lines) <= 2, done.stderr
+        assert lines[0].startswith("error: "), done.stderr
+        return str(done.stderr)
+
+    return call
+
+
+@contextmanager
+def _unchanged(folder: Path, leaves: tuple[str, ...] = ()) -> Iterator[None]:
+    """No file under `folder` is new, gone or other than before, but for those below `leaves`."""
+
+    def contents() -> dict[str, bytes | None]:
+        found = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
+        return {
+            name: path.read_bytes() if path.is_file() else None
+            for name, path in found.items()
+            if not name.startswith(leaves or "\0")
+            # A lock is an empty file that says nothing and is never removed.
+            and not (name.endswith(".lock") and not path.stat().st_size)
+        }
+
+    before = contents()
+    yield
+    assert contents() == before
+
+
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, tiny_gpt2: Path
+) -> dict[str, Path]:
+    """Adapters on two bases, and the past of the first of them; made in this process."""
+    from ella_cli.config import TrainSettings
+    from ella_cli.model.base import load_base
+    from ella_cli.past import accumulate
+    from ella_cli.tasks import load_task
+    from ella_cli.training.task import Assignment, train_task
+
+    folder = tmp_path_factory.mktemp("made")
+    settings = TrainSettings(max_steps=2, limit=16)
+    for name, model, demo in (
+        ("llama", tiny_llama, "demo-topic"),
+        ("second", tiny_llama, "demo-mood"),
+        ("gpt2", tiny_gpt2, "demo-topic"),
+    ):
+        base = load_base(str(model), dtype="float32", device="cpu")
+        assignment = Assignment(demo, [load_task(demo, limit=16)])
+        train_task(base, assignment, settings, folder / name)
+    accumulate([folder / "llama"], folder / "past.safetensors")
+    return {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.fixture
+def here(made: dict[str, Path], own_tasks: Path, tmp_path: Path) -> Path:
+    """The process's folder: own tasks, adapters llama, second and gpt2, and llama's past."""
+    for name, path in made.items():
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, tmp_path / name)
+    return tmp_path
+
+
+def _cut(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def test_a_past_that_is_missing_or_cut(refused: Refused, here: Path, tiny_llama: Path) -> None:
+    train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "a2", "--past")
+    assert "no W_past file nowhere.safetensors" in refused(*train, "nowhere.safetensors")
+    past = here / "past.safetensors"
+    _cut(past, 0.99)
+    assert "past.safetensors is not a sound safetensors file" in refused(*train, past.name)
+
+
+def test_an_adapter_that_is_missing_or_cut(refused: Refused, here: Path) -> None:
+    add = ("accumulate", "--past", "past.safetensors")
+    assert "nothing-there does not exist" in refused(*add, "nothing-there")
+    weights = here / "llama" / "adapter_model.safetensors"
+    _cut(weights, 0.9)
+    assert "adapter_model.safetensors is not a sound safetensors" in refused(*add, "llama")
+    weights.unlink()
+    assert "has no adapter_model.safetensors" in refused(*add, "llama")
+
+
+def test_a_base_model_that_is_cut(refused: Refused, here: Path, tiny_llama: Path) -> None:
+    shutil.copytree(tiny_llama, here / "base")
+    _cut(here / "base" / "model.safetensors", 0.9)
+    said = refused("train", *TASK, "--model", "base", *SHORT, "-o", "a2")
+    assert "cannot load the model base" in said
+
+
+def test_an_adapter_of_another_base_model(refused: Refused, here: Path, tiny_llama: Path) -> None:
+    said = refused("accumulate", "gpt2", "--past", "past.safetensors")
+    assert "keep one past per base model" in said
+    model = ("--model", tiny_llama, "--dtype", "float32")
+    evaluate = ("eval", "--order", "tasks/animals", *model, "-o", "scores", "-q", "--adapters")
+    train = ("train", *TASK, *model, "-o", "a2", "--earlier", "gpt2", "--method", "seqlora")
+    assert "made on a base with fingerprint" in refused(*train)
+    # A foreign adapter has no fingerprint; its modules say that it does not fit.
+    (here / "gpt2" / "ella.json").unlink()
+    said = refused(*evaluate, "gpt2")
+    assert "an update of transformer.h.0.attn.c_attn, which this model lacks" in said
+
+
+def test_a_past_of_another_base_model(refused: Refused, here: Path, tiny_gpt2: Path) -> None:
+    train = ("train", *TASK, "--model", tiny_gpt2, *SHORT, "-o", "a2")
+    said = refused(*train, "--past", "past.safetensors")
+    assert "made on a base with fingerprint" in said
+
+
+def test_an_adapter_of_another_rank_layout(refused: Refused, here: Path, tiny_llama: Path) -> None:
+    train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "a2", "--method", "seqlora")
+    said = refused(*train, "--earlier", "llama", "--lora-rank", 4)
+    assert "of rank 8 and scale 4, asked for is 32 × 32 of rank 4 and scale 8" in said
+    config = here / "llama" / "adapter_config.json"
+    document = json.loads(config.read_text())
+    config.write_text(json.dumps(document | {"r": 16}))
+    said = refused("accumulate", "llama", "--past", "new.safetensors")
+    assert "for rank 16" in said
+
+
+def test_an_adapter_that_lacks_modules(refused: Refused, here: Path, tiny_llama: Path) -> None:
+    train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "a2")
+    wider = ("--earlier", "llama", "--target-modules", "q_proj,v_proj,k_proj")
+    said = refused(*train, *wider, "--method", "olora")
+    assert "no update for model.layers.0.self_attn.k_proj" in said
+
+
+def test_a_past_that_lacks_a_module(refused: Refused, here: Path, tiny_llama: Path) -> None:
+    train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "a2")
+    said = refused(*train, "--past", "past.safetensors", "--target-modules", "q_proj,k_proj")
+    assert "the past lacks 2 of 4 adapted modules" in said
+    assert "--target-modules" in said
+
+
+def test_a_dora_adapter(refused: Refused, here: Path, tiny_llama: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=4, use_dora=True, target_modules=["q_proj"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), config).save_pretrained(
+        here / "dora"
+    )
+    assert "DoRA" in refused("accumulate", "dora", "--past", "past.safetensors")
+    assert "DoRA" in refused("inspect", "adapter", "dora")
+
+
+def test_an_unknown_task_shows_near_names(refused: Refused, here: Path, tiny_llama: Path) -> None:
+    said = refused("run", "--order", "yelp,amazn", "--model", tiny_llama, "-o", "run")
+    assert "no task is called 'amazn'" in said
+    assert "did you mean amazon?" in said
+
+
+def test_an_empty_label_set(refused: Refused, here: Path, tiny_llama: Path) -> None:
+    (here / "tasks" / "colours" / "labels.json").write_text("[]")
+    assert "empty label set" in refused("train", *TASK, "--model", tiny_llama, "-o", "a2")
+
+
+def test_t5_in_fp16(refused: Refused, here: Path, tiny_t5: Path) -> None:
+    said = refused("train", *TASK, "--model", tiny_t5, "--dtype", "float16", "-o", "a2")
+    assert "overflow in float16" in said
+    assert "--dtype bfloat16" in said
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_state(
+    refused: Refused, here: Path, tiny_llama: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    wild = ("--learning-rate", 1e20, "--max-grad-norm", 1e20, "--max-steps", 20, "-q")
+    train = ("train", *TASK, "--model", tiny_llama, *SHORT, *wild)
+    # The adapter that was there is not touched.
+    said = refused(*train, "-o", "llama", leaves=("llama.last-good",))
+    assert "the loss became" in said
+    assert "llama.last-good" in said
+    kept = load_file(here / "llama.last-good" / "adapter_model.safetensors")
+    assert kept
+    assert all(torch.isfinite(weight).all() for weight in kept.values())
+
+
+def test_a_folder_of_other_things_is_not_replaced(
+    refused: Refused, here: Path, tiny_llama: Path
+) -> None:
+    train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "tasks")
+    assert "tasks holds other things" in refused(*train)
+
+
+def _full_after(size: int) -> dict[str, Any]:
+    """Options for a process whose files cannot grow past `size` bytes, as on a full disk."""
+    limit = (size, size)
+    return {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)}
+
+
+def test_no_room_for_an_adapter(refused: Refused, here: Path, tiny_llama: Path) -> None:
+    train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-q")
+    for folder, room in (("a2", 2000), ("llama", 7000)):
+        assert "cannot use" in refused(*train, "-o", folder, **_full_after(room))
+
+
+# Where it fails: the factors (8.2 kB), the optimizer's state (11 kB or more).
+@pytest.mark.parametrize("room", [7000, 10000])
+def test_no_room_for_a_checkpoint(
+    refused: Refused, here: Path, tiny_llama: Path, room: int
+) -> None:
+    train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-q", "--save-steps", 1, "-o", "a2")
+    assert "checkpoint-1" in refused(*train, **_full_after(room))
+
+
+def test_no_room_for_a_past(refused: Refused, here: Path) -> None:
+    for past in ("past.safetensors", "new.safetensors"):
+        said = refused("accumulate", "second", "--past", past, **_full_after(4096))
+        assert "cannot use" in said
+    export = ("export", "--past", "past.safetensors", "--as", "dense", "-o", "dense")
+    assert "cannot use" in refused(*export, **_full_after(4096))
+
+
+def test_no_room_for_a_run(refused: Refused, here: Path, tiny_llama: Path) -> None:
+    run = ("run", "--order", "tasks/colours", "--model", tiny_llama, *SHORT, "-q", "-o", "run")
+    assert "run.json" in refused(*run, **_full_after(256), leaves=("run",))
+    assert not any((here / "run").rglob("*"))
