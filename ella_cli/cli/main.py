@@ -22,6 +22,7 @@ from ella_cli.cli.env import env
 from ella_cli.cli.evaluate import evaluate
 from ella_cli.cli.export import export
 from ella_cli.cli.inspect import inspect
+from ella_cli.cli.plan import plan
 from ella_cli.cli.recipe import recipe
 from ella_cli.cli.report import report
 from ella_cli.cli.run import run
@@ -46,6 +47,7 @@ app.command()(run)
 app.command()(accumulate)
 app.command()(export)
 app.command()(report)
+app.command()(plan)
 app.command()(demo)
 app.command()(env)
 app.command("config-schema")(config_schema)

@@ -75,8 +75,8 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
     # Progress is for the caller to show; the library's bars would be drawn into it.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     where = resolve_source(source)
-    target = torch.device(_default_device() if device == "auto" else device)
-    chosen = _default_dtype(target) if dtype == "auto" else getattr(torch, dtype)
+    target = torch.device(default_device() if device == "auto" else device)
+    chosen = default_dtype(target) if dtype == "auto" else getattr(torch, dtype)
     try:
         config = AutoConfig.from_pretrained(where)
         if config.model_type in {"t5", "mt5", "umt5"} and chosen == torch.float16:
@@ -120,13 +120,15 @@ def _sample(weight: Tensor) -> Tensor:
     return sampled
 
 
-def _default_device() -> str:
+def default_device() -> str:
+    """What `--device auto` means on this machine."""
     if torch.cuda.is_available():
         return "cuda"
     return "cpu"
 
 
-def _default_dtype(device: torch.device) -> torch.dtype:
+def default_dtype(device: torch.device) -> torch.dtype:
+    """What `--dtype auto` means on a device that is here."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -1,0 +1,201 @@
+"""The plan of a run: what is in memory during its last task, and how long a step takes.
+
+    weights + LoRA, its gradients, optimizer states and spare copy + past + activations
+
+Parts are exact where a config says it all: weights, LoRA pairs and the past are counted on the
+real modules, activations on a step that is played through without data. What is left is the
+allocator's: docs/results.md has how far the sum was from measured peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ella_cli.config import RunSettings
+from ella_cli.errors import SettingsError
+from ella_cli.past.record import Store
+from ella_cli.plan.held import Held, held_past
+from ella_cli.plan.played import Batch, play_step
+from ella_cli.plan.rates import Rates
+from ella_cli.plan.skeleton import Skeleton, build_skeleton
+from ella_cli.tasks import resolve_order
+from ella_cli.training.methods import METHODS
+
+FORMAT = 1
+
+# glibc keeps freed blocks of up to 32 MB that the next tensor may not fit. Measured on SmolLM2:
+# 0 to 25 % of the activations, and next to nothing with MALLOC_MMAP_THRESHOLD_ set.
+_ALLOCATOR_SHARE = 0.15
+# AdamW's two moments.
+_STATES = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    bytes: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Attributes:
+        parts: what is in memory at the peak of the last task, the process itself aside.
+        process_bytes: interpreter and libraries; on a GPU that is host memory, and the parts are
+            the device's.
+        pasts: the past in both stores; `store` is the one that `ella run` would keep.
+        flops: of one optimizer step, all micro-batches.
+        traffic: bytes read and written in one optimizer step.
+        step_seconds: an estimate: flops and traffic at `rates`, plus the penalty.
+    """
+
+    model: str
+    kind: str
+    dtype: str
+    device: str
+    tasks: int
+    batch: Batch
+    accumulation: int
+    base_parameters: int
+    lora_parameters: int
+    adapted_modules: int
+    parts: tuple[Part, ...]
+    process_bytes: int
+    store: Store
+    pasts: tuple[Held, ...]
+    flops: int
+    traffic: int
+    penalty_seconds: float
+    step_seconds: float
+    rates: Rates
+    notes: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    def to_json(self) -> dict[str, Any]:
+        total = {"bytes": self.bytes, "peak_bytes": self.bytes + self.process_bytes}
+        return {"format": FORMAT, **asdict(self), **total}
+
+
+def make_plan(
+    settings: RunSettings,
+    rates: Rates,
+    *,
+    process_bytes: int,
+    tasks: int | None = None,
+    tokens: int | None = None,
+    answers: int | None = None,
+    store: Store | None = None,
+) -> Plan:
+    """
+    Args:
+        settings: of the run; its data are not looked at.
+        rates: of the machine the run is for.
+        process_bytes: of interpreter and libraries, see `process_bytes`.
+        tasks: as if the order had so many.
+        tokens: of a sequence, prompt and answer; by default the most that settings allow.
+        answers: answer tokens of a sequence; by default the most that settings allow.
+        store: of the past; by default the smaller one, as a run chooses.
+
+    Raises:
+        ModelError: the config cannot be read, or has no module to adapt.
+        TaskError: no such order.
+        SettingsError: more answer tokens than tokens.
+    """
+    device, dtype = placement(settings)
+    count = tasks or len(resolve_order(settings.order))
+    batch = _batch(settings, tokens, answers)
+    skeleton = build_skeleton(settings, dtype)
+    played = play_step(skeleton, batch, device=device.type)
+    method = METHODS[settings.method]
+    earlier = count - 1 if method.summed else 0
+    stores: tuple[Store, Store] = ("factored", "dense")
+    pasts = tuple(
+        held_past(skeleton.shapes, settings.lora_rank, earlier, store=one, device=device)
+        for one in stores
+    )
+    factored, dense = pasts
+    kept = store or ("factored" if factored.file < dense.file or not earlier else "dense")
+    past = factored if kept == "factored" else dense
+    penalised = method.name == "ella" and bool(earlier)
+    rounds = settings.gradient_accumulation_steps
+    penalty_seconds = past.seconds if penalised else 0.0
+    micro = played.flops / rates.flops + played.traffic / rates.bandwidth
+    return Plan(
+        model=settings.model,
+        kind=skeleton.kind,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        tasks=count,
+        batch=batch,
+        accumulation=rounds,
+        base_parameters=skeleton.base_parameters,
+        lora_parameters=skeleton.lora_parameters,
+        adapted_modules=len(skeleton.shapes),
+        parts=_parts(skeleton, played.activations, past if penalised else None, earlier),
+        process_bytes=process_bytes,
+        store=kept,
+        pasts=pasts,
+        flops=rounds * played.flops,
+        traffic=rounds * played.traffic,
+        penalty_seconds=penalty_seconds,
+        step_seconds=rounds * micro + penalty_seconds,
+        rates=rates,
+        notes=skeleton.notes,
+    )
+
+
+def placement(settings: RunSettings) -> tuple[torch.device, torch.dtype]:
+    """Where and in what a run would compute; a GPU that is not here is taken to have bfloat16."""
+    from ella_cli.model.base import default_device, default_dtype
+
+    device = torch.device(default_device() if settings.device == "auto" else settings.device)
+    if settings.dtype != "auto":
+        return device, getattr(torch, settings.dtype)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return device, torch.bfloat16
+    return device, default_dtype(device)
+
+
+def _batch(settings: RunSettings, tokens: int | None, answers: int | None) -> Batch:
+    wanted = settings.max_target_length if answers is None else answers
+    longest = settings.max_source_length + wanted if tokens is None else tokens
+    if not 0 < wanted < longest:
+        raise SettingsError(
+            f"{wanted} answer tokens in sequences of {longest} leave no prompt",
+            hint="--tokens counts prompt and answer together; give more of them",
+        )
+    return Batch(settings.per_device_train_batch_size, longest, wanted)
+
+
+def _parts(
+    skeleton: Skeleton, activations: int, past: Held | None, earlier: int
+) -> tuple[Part, ...]:
+    pair = skeleton.lora_bytes
+    each = torch.empty((), dtype=skeleton.dtype).element_size()
+    touched = sum(m * n * each for m, n in skeleton.shapes.values()) if earlier else 0
+    adapted = len(skeleton.shapes)
+    slack = int(_ALLOCATOR_SHARE * activations)
+    return (
+        Part("weights", skeleton.base_bytes, f"{skeleton.base_parameters:,} parameters, frozen"),
+        Part("LoRA", pair, f"{skeleton.lora_parameters:,} parameters on {adapted} modules"),
+        Part("gradients", pair, "one a LoRA parameter"),
+        Part("optimizer states", _STATES * pair, "AdamW's two moments"),
+        Part("spare copy", pair, "the last good LoRA weights, should a loss become NaN"),
+        Part("past", past.memory if past else 0, _past_words(past, earlier)),
+        Part("pristine weights", touched, "of adapted modules: every sum starts from them"),
+        Part("activations", activations, "at the peak of one micro-batch, played through"),
+        Part("allocator", slack, f"{_ALLOCATOR_SHARE:.0%} of the activations, as measured"),
+    )
+
+
+def _past_words(past: Held | None, earlier: int) -> str:
+    if past is None:
+        return "no penalty against it" if earlier else "none before the first task"
+    return f"{earlier} tasks, {past.store}; the penalty's form is {past.form}"
