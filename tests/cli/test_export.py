@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+import torch
+
 from ella_cli.adapter import read_adapter
 from ella_cli.past import accumulate, read_past
 from tests.conftest import Ella
@@ -36,7 +39,7 @@ def test_bad_wishes_are_refused_in_two_lines(
     accumulate([make_adapter("a", 0)], tmp_path / "w")
     for arguments, said in (
         (["--as", "dense", "--max-rank", 3], "--max-rank is for --as peft"),
-        (["--as", "merged"], "org/base is not a folder here"),
+        (["--as", "merged"], "org/base is neither a folder here nor in the hub's cache"),
     ):
         failed = ella("export", "--past", "w", *arguments, "-o", "out", code=2)
         assert said in failed.stderr
@@ -52,3 +55,32 @@ def test_a_merged_model_is_written_from_a_local_folder(
     done = ella("export", "--past", "w", "--as", "merged", "--model", tiny_llama, "-o", "merged")
     assert "rounded once" in done.stdout
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_a_merged_model_is_written_from_the_hubs_cache_with_its_tied_embeddings(
+    ella: Ella,
+    make_adapter: MakeAdapter,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    snapshot = tmp_path / "hub/models--org--base/snapshots/abc"
+    config = AutoConfig.from_pretrained(tiny_llama)
+    config.tie_word_embeddings = True
+    AutoModelForCausalLM.from_config(config).save_pretrained(snapshot)
+    (tmp_path / "hub/models--org--base/refs").mkdir()
+    (tmp_path / "hub/models--org--base/refs/main").write_text("abc")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    name = "model.layers.0.self_attn.q_proj"
+    past = accumulate([make_adapter("a", 0, shapes={name: (32, 32)})], tmp_path / "w").past
+
+    ella("export", "--past", "w", "--as", "merged", "-o", "merged")
+
+    before = AutoModelForCausalLM.from_pretrained(snapshot)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert after.lm_head.weight is after.model.embed_tokens.weight
+    for key, weight in after.state_dict().items():
+        added = past.delta(name) if key == f"{name}.weight" else 0
+        torch.testing.assert_close(weight, before.state_dict()[key] + added)
