@@ -7,7 +7,8 @@ the flag where Python does not allow the word (`lambda`).
     ModelFields ─┐
     DataFields  ─┼─ TrainSettings ──┐
     LoraFields  ─┤                  ├─ RunSettings   (a whole order: train, accumulate, evaluate)
-    OptimFields ─┘  EvalFields ─────┤
+    OptimFields ─┤  EvalFields ─────┤
+    CurvatureFields                 │
                                     └─ EvaluateSettings
 """
 
@@ -114,12 +115,28 @@ class MethodFields(Settings):
         None, "Weight of the method's penalty; see `ella run --help`.",
         panel="Method", flag="--lambda", ge=0, alias="lambda",
     )  # fmt: skip
+    energy: Literal["sum", "abs", "rss", "curvature"] | None = _field(
+        None,
+        "What ella protects: coordinates, |Σ ΔW|, Σ |ΔW| or √Σ ΔW²; or curvature, what the past "
+        "tasks' answers depend on. By default the past file's own.",
+        panel="Method",
+    )
     olora_l2: float = _field(
         0.0, "O-LoRA's second weight, on the norms of the new A and B.", panel="Method", ge=0
     )
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True
+    )
+
+
+class CurvatureFields(Settings):
+    curvature_rows: int = _field(
+        64, "Train rows looked at, at a task's end, for its curvature; 0 leaves it out.",
+        panel="Method", ge=0,
+    )  # fmt: skip
+    energy_rank: int = _field(
+        64, "Eigenvectors kept of each factor of the curvature.", panel="Method", ge=1
     )
 
 
@@ -134,8 +151,14 @@ class EvalFields(Settings):
     )
 
 
-class TrainSettings(MethodFields, OptimFields, LoraFields, DataFields, ModelFields):
+class TrainSettings(
+    MethodFields, CurvatureFields, OptimFields, LoraFields, DataFields, ModelFields
+):
     """One task: what `ella train` needs besides the task, the past and the output folder."""
+
+
+class MeasureSettings(CurvatureFields, DataFields, ModelFields):
+    """What `ella measure` needs besides the adapter and its task."""
 
 
 class EvaluateSettings(EvalFields, DataFields, ModelFields):

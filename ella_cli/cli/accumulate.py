@@ -25,8 +25,11 @@ def accumulate(
         typer.Option(help="auto: factors while they are smaller than matrices, then matrices."),
     ] = "auto",
     energy: Annotated[
-        Literal["sum", "abs", "rss"] | None,
-        typer.Option(help="|Σ ΔW|, Σ |ΔW| or √Σ ΔW²; without it the file's own, at first sum."),
+        Literal["sum", "abs", "rss", "curvature"] | None,
+        typer.Option(
+            help="What later tasks leave alone: |Σ ΔW|, Σ |ΔW|, √Σ ΔW², or curvature; without it "
+            "the file's own, at first sum."
+        ),
     ] = None,
     last: Annotated[
         int | None, typer.Option(help="Only the last K tasks count for the energy.")
@@ -117,7 +120,7 @@ def _document(
             {
                 "name": task.name, "digest": task.digest, "lambda": task.lam,
                 "update_norm": task.update_norm, "rank": task.rank, "scale": task.scale,
-                "date": task.date,
+                "date": task.date, "measured": task.name not in held.unmeasured,
             }
             for task in held.tasks
         ],

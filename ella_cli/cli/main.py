@@ -22,6 +22,7 @@ from ella_cli.cli.env import env
 from ella_cli.cli.evaluate import evaluate
 from ella_cli.cli.export import export
 from ella_cli.cli.inspect import inspect
+from ella_cli.cli.measure import measure
 from ella_cli.cli.plan import plan
 from ella_cli.cli.recipe import recipe
 from ella_cli.cli.report import report
@@ -45,6 +46,7 @@ app.command()(evaluate)
 app.command("eval", hidden=True)(evaluate)
 app.command()(run)
 app.command()(accumulate)
+app.command()(measure)
 app.command()(export)
 app.command()(report)
 app.command()(plan)

@@ -50,6 +50,13 @@ def attach_lora(base: Base, settings: LoraFields, *, seed: int) -> PeftModel:
     return model
 
 
+def load_lora(base: Base, folder: str) -> PeftModel:
+    """`base.model` with the finished adapter in `folder` on it, as it answers."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base.model, folder)
+
+
 def detach_lora(model: PeftModel) -> None:
     """Takes LoRA off the base model, whose weights are as they were before it was attached."""
     restored = model.unload()

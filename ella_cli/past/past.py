@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -118,6 +118,29 @@ class Past:
             PastError: the file is damaged.
         """
         return self.contents.delta(name)
+
+    def first(self, count: int) -> Past | None:
+        """The past as it was after its first `count` tasks; None where they are not known apart."""
+        if not isinstance(self.contents, FactoredStore):
+            return None
+        blocks, held = self.contents.blocks, 0
+        for index, block in enumerate(blocks):
+            if held == count:
+                blocks = blocks[:index]
+                break
+            held += block.tasks
+        if held != count:
+            return None
+        known = {task.digest for task in self.tasks[:count]}
+        curvatures = tuple(one for one in self.curvatures if one.record.adapter in known)
+        record = replace(
+            self.record,
+            tasks=self.tasks[:count],
+            blocks=self.record.blocks[: len(blocks)],
+            curvature=tuple(one.record for one in curvatures),
+        )
+        store = FactoredStore(blocks, self.record.energy)
+        return Past(record.sealed(), None, store, curvatures)
 
     @property
     def unmeasured(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from ella_cli.evaluate.results import results_document, single_scores
 from ella_cli.model.base import Base, load_base
 from ella_cli.model.fold import Fold
 from ella_cli.past import accumulate, read_past
+from ella_cli.past.record import Energy
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.run_folder import RunFolder, method_of, stage_name, stage_names
 from ella_cli.tasks import Task, load_task, resolve_order
@@ -197,7 +198,7 @@ def train_stages(
     for index, name in enumerate(names):
         adapter = run.adapter(index, name)
         if adapter is None:
-            _bring_past_up(run, method, adapters)
+            _bring_past_up(run, method, adapters, settings.energy)
             assignment = Assignment(
                 name=name,
                 tasks=tasks if method.joint else [tasks[index]],
@@ -209,18 +210,20 @@ def train_stages(
             adapter = run.adapter(index, name)
             assert adapter is not None
         adapters.append(adapter)
-    _bring_past_up(run, method, adapters)
+    _bring_past_up(run, method, adapters, settings.energy)
     return adapters
 
 
-def _bring_past_up(run: RunFolder, method: Method, adapters: Sequence[Adapter]) -> None:
+def _bring_past_up(
+    run: RunFolder, method: Method, adapters: Sequence[Adapter], energy: Energy | None
+) -> None:
     """Adds the adapters that the past does not hold yet."""
     if not method.summed:
         return
     held = {task.digest for task in read_past(run.past).tasks} if run.past.is_file() else set()
     missing = [adapter.path for adapter in adapters if adapter.digest not in held]
     if missing:
-        accumulate(missing, run.past)
+        accumulate(missing, run.past, energy=energy)
 
 
 def stages_of(method: Method, adapters: Sequence[Adapter]) -> list[Stage]:
@@ -280,6 +283,7 @@ def _facts(
     return {
         "method": settings.method,
         "lambda": penalty_weight(settings) if METHODS[settings.method].penalty else 0.0,
+        "energy": (settings.energy or "sum") if settings.method == "ella" else None,
         "seed": settings.seed,
         **_evaluation_facts(evaluation, fingerprint),
     }

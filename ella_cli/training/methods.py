@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ella_cli.adapter import Adapter
-from ella_cli.errors import AdapterError
+from ella_cli.errors import AdapterError, PastError
 from ella_cli.model.lora import lora_layers, lora_pair
 from ella_cli.past import Past
-from ella_cli.penalty import EllaPenalty
+from ella_cli.past.record import Energy
+from ella_cli.penalty import CurvaturePenalty, EllaPenalty
 
 Penalty = Callable[[], Tensor]
 
@@ -28,6 +29,7 @@ class Situation:
         model: the PEFT model with the new adapter on it.
         past: the sum of all earlier updates, None for a first task.
         earlier: the earlier adapters, in order.
+        energy: what `ella` protects; None for what the past file says.
         olora_l2: O-LoRA's second weight, relative to nothing: λ₂ itself.
         lam: the first weight, by which the penalty will be multiplied.
         share: (rank, count) of this process.
@@ -39,6 +41,7 @@ class Situation:
     olora_l2: float
     lam: float
     share: tuple[int, int] = (0, 1)
+    energy: Energy | None = None
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,24 @@ class Method:
 
 
 def ella_penalty(now: Situation) -> Penalty | None:
-    """‖ΔW ⊙ W_past‖²_F over all modules; nothing to protect before the first task is learned."""
-    if now.past is None or not now.past.tasks:
+    """‖ΔW ⊙ W_past‖²_F over all modules, or what the curvature of the past tasks predicts.
+
+    Nothing is protected before the first task is learned.
+
+    Raises:
+        PastError: the past's energy is of another kind, or no task has measured its curvature.
+    """
+    past = now.past
+    if past is None or not past.tasks:
         return None
-    return EllaPenalty(now.model, now.past, share=now.share)
+    if (now.energy or past.energy) == "curvature":
+        return CurvaturePenalty(now.model, past, share=now.share)
+    if now.energy is not None and now.energy != past.coordinates:
+        raise PastError(
+            f"{past.path or 'the past'} has the energy {past.coordinates}, not {now.energy}",
+            hint=f"make one with `ella accumulate ADAPTER... --past FILE --energy {now.energy}`",
+        )
+    return EllaPenalty(now.model, past, share=now.share)
 
 
 def olora_penalty(now: Situation) -> Penalty | None:

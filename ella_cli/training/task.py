@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ella_cli import files
 from ella_cli.adapter import Adapter
-from ella_cli.config import TrainSettings
+from ella_cli.config import DataFields, TrainSettings
+from ella_cli.curvature import Measured
 from ella_cli.errors import NonFiniteError
 from ella_cli.model.base import Base
 from ella_cli.model.fold import Fold
@@ -26,6 +27,7 @@ from ella_cli.tasks.batches import Encoder
 from ella_cli.training.carried import carried_lora
 from ella_cli.training.checkpoints import last_checkpoint
 from ella_cli.training.manifest import FORMAT, MANIFEST, curves, model_card, versions
+from ella_cli.training.measuring import measure_task, write_measured
 from ella_cli.training.methods import METHODS, Method, Situation
 from ella_cli.training.trainer import StepWatch, TaskTrainer, build_trainer, restore_weights
 
@@ -90,9 +92,21 @@ def train_task(
             trainer = _trainer(base, model, rows, assignment, settings, checkpoints)
             _run(trainer, assignment, settings, folder, progress)
             manifest = _manifest(base, trainer, assignment, settings)
-            manifest["seconds"] = round(time.monotonic() - started, 2)
             if trainer.is_world_process_zero():
-                _write(model, manifest, settings, folder)
+                measured = None
+                if settings.curvature_rows and method.summed:
+                    measured, manifest["curvature"] = measure_task(
+                        base,
+                        model,
+                        rows,
+                        count=settings.curvature_rows,
+                        rank=settings.energy_rank,
+                        seed=stage_seed(settings, assignment.order_index),
+                        name=assignment.name,
+                        progress=progress,
+                    )
+                manifest["seconds"] = round(time.monotonic() - started, 2)
+                _write(model, manifest, measured, settings, folder)
                 shutil.rmtree(checkpoints, ignore_errors=True)
         finally:
             detach_lora(model)
@@ -103,7 +117,7 @@ def train_task(
 
 
 def encode_rows(
-    base: Base, tasks: Sequence[Task], settings: TrainSettings
+    base: Base, tasks: Sequence[Task], settings: DataFields
 ) -> list[dict[str, list[int]]]:
     """The train rows of `tasks` as token ids, in order."""
     encoder = Encoder(
@@ -152,6 +166,7 @@ def _trainer(
             model=model,
             past=assignment.past,
             earlier=assignment.earlier,
+            energy=settings.energy,
             olora_l2=settings.olora_l2,
             lam=trainer.lam,
             share=(trainer.args.process_index, trainer.args.world_size),
@@ -255,9 +270,15 @@ def _data_fingerprint(tasks: Sequence[Task]) -> str:
 
 
 def _write(
-    model: PeftModel, manifest: dict[str, Any], settings: TrainSettings, folder: Path
+    model: PeftModel,
+    manifest: dict[str, Any],
+    measured: Measured | None,
+    settings: TrainSettings,
+    folder: Path,
 ) -> None:
     with files.new_folder(folder) as temporary:
         model.save_pretrained(str(temporary), save_embedding_layers=False)
         files.write_json(temporary / MANIFEST, manifest)
+        if measured is not None:
+            write_measured(temporary, measured, manifest)
         files.write_text(temporary / "README.md", model_card(manifest, settings))

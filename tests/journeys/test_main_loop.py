@@ -64,6 +64,7 @@ def test_an_adapter_is_a_stock_peft_adapter(
     assert config["peft_type"] == "LORA"
     assert {path.name for path in (tmp_path / "a1").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "README.md", "ella.json",
+        "curvature.safetensors",
     }  # fmt: skip
     t5 = config["task_type"] == "SEQ_2_SEQ_LM"
     loader = AutoModelForSeq2SeqLM if t5 else AutoModelForCausalLM

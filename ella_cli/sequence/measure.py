@@ -1,0 +1,113 @@
+"""The curvature of a task whose adapter is there already: on the ground it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ella_cli.adapter import Adapter, read_adapter
+from ella_cli.config import MeasureSettings
+from ella_cli.errors import PastError, SettingsError
+from ella_cli.inspect.run_stages import past_before
+from ella_cli.model.base import load_base
+from ella_cli.model.fold import Fold
+from ella_cli.model.lora import detach_lora, load_lora
+from ella_cli.past import Past, read_past
+from ella_cli.progress import SILENCE, Progress
+from ella_cli.sequence.run import ground_of, load_tasks
+from ella_cli.training.measuring import measure_task, write_measured
+from ella_cli.training.task import encode_rows
+
+
+def measure_adapter(
+    folder: Path,
+    task: str,
+    settings: MeasureSettings,
+    *,
+    past: Path | None = None,
+    progress: Progress = SILENCE,
+) -> dict[str, Any]:
+    """Writes `curvature.safetensors` into an adapter's folder; returns what a manifest says of it.
+
+    Args:
+        folder: a PEFT LoRA adapter.
+        task: name or folder of the task it has learnt.
+        settings: `model` unless set is the adapter's own.
+        past: what the adapter was trained on top of, or a later state of it, which is then cut
+            before the adapter; by default the earlier stages of the run that it is a stage of.
+
+    Raises:
+        AdapterError, PastError, TaskError, ModelError: one of them cannot be used.
+        SettingsError: the adapter stands on a past that is not known.
+    """
+    adapter = read_adapter(folder)
+    ground = _ground(adapter, past)
+    (rows,) = load_tasks([task], settings, progress)
+    base = load_base(_model(adapter, settings), dtype=settings.dtype, device=settings.device)
+    base.check_ground(str(folder), ground_of(adapter))
+    encoded = encode_rows(base, [rows], settings)
+    with Fold(base.model) as fold:
+        if ground is not None:
+            fold.set(ground.names, ground.delta)
+        model = load_lora(base, str(folder))
+        try:
+            measured, facts = measure_task(
+                base,
+                model,
+                encoded,
+                count=settings.curvature_rows,
+                rank=settings.energy_rank,
+                seed=settings.seed,
+                name=adapter.task,
+                progress=progress,
+            )
+        finally:
+            detach_lora(model)
+    provenance = {
+        "task": adapter.task,
+        "seed": settings.seed,
+        "base": {"model": base.source, "fingerprint": base.fingerprint},
+        "data": {"fingerprint": rows.fingerprint},
+        "past": {"digest": ground.digest if ground else None},
+    }
+    write_measured(folder, measured, provenance)
+    return facts
+
+
+def _model(adapter: Adapter, settings: MeasureSettings) -> str:
+    if "model" in settings.model_fields_set:
+        return settings.model
+    known = ((adapter.manifest or {}).get("base") or {}).get("model") or adapter.base_model
+    return str(known or settings.model)
+
+
+def _ground(adapter: Adapter, past: Path | None) -> Past | None:
+    """What was in the weights beneath the adapter; None for the base alone."""
+    if past is not None:
+        return _before(read_past(past), adapter)
+    stands_on = ((adapter.manifest or {}).get("past") or {}).get("tasks")
+    if not stands_on:
+        return None
+    try:
+        return past_before(adapter.path)
+    except SettingsError as error:
+        raise SettingsError(
+            f"{adapter.path} was trained on top of {', '.join(map(str, stands_on))}",
+            hint="name that past with --past FILE",
+        ) from error
+
+
+def _before(past: Past, adapter: Adapter) -> Past | None:
+    digests = [task.digest for task in past.tasks]
+    if adapter.digest not in digests:
+        return past
+    index = digests.index(adapter.digest)
+    if index == 0:
+        return None
+    earlier = past.first(index)
+    if earlier is None:
+        raise PastError(
+            f"{past.path} holds {adapter.task} already, and cannot be cut before it",
+            hint="name the past as it was before, or its run's stage",
+        )
+    return earlier

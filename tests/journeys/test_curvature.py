@@ -1,0 +1,95 @@
+"""Curvature from training to protection, through the `ella` process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+SHORT = ("--max-steps", 3, "--dtype", "float32", "--learning-rate", "0.01")
+
+
+def _train(ella: Any, model: Path, task: str, out: str, *more: object, **how: Any) -> Any:
+    return ella("train", "--task", f"tasks/{task}", "-o", out, "--model", model, *SHORT, "--json",
+                *more, **how)  # fmt: skip
+
+
+def test_a_second_task_is_held_off_what_the_first_depends_on(
+    ella: Any, tiny_model: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    first = json.loads(_train(ella, tiny_model, "animals", "a1").stdout)
+    assert first["curvature"]["rows"] == 24
+    assert 0 <= first["curvature"]["largest_dropped_share"]["g"] < 1
+    assert (tmp_path / "a1" / "curvature.safetensors").is_file()
+    ella("accumulate", "a1", "--past", "w", "--energy", "curvature")
+
+    norms, costs = [], []
+    for lam in (1, 1e9):
+        out = f"a2-{lam:g}"
+        second = json.loads(
+            _train(ella, tiny_model, "colours", out, "--past", "w", "--lambda", lam).stdout
+        )
+        norms.append(second["update_norm"])
+        costs.append(second["curves"]["penalty"][-1])
+    # The paper's energy in the same file, one flag away.
+    plain = json.loads(
+        _train(ella, tiny_model, "colours", "a3", "--past", "w", "--energy", "sum").stdout
+    )
+    assert costs[1] < costs[0] / 10
+    assert norms[1] < norms[0]
+    assert plain["curves"]["penalty"][-1] != costs[0]
+
+
+def test_what_is_measured_later_equals_what_training_measured(
+    ella: Any, tiny_model: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    _train(ella, tiny_model, "animals", "a1")
+    ella("accumulate", "a1", "--past", "w")
+    _train(ella, tiny_model, "colours", "a2", "--past", "w")
+    # Seeds of stage 0 and 1 of seed 0.
+    for name, task, seed, past in (
+        ("a1", "animals", 0, ()),
+        ("a2", "colours", 1, ("--past", "w")),
+    ):
+        path = tmp_path / name / "curvature.safetensors"
+        at_the_end = load_file(path)
+        path.unlink()
+        own = ("--dtype", "float32", "--seed", seed, *past)
+        ella("measure", name, "--task", f"tasks/{task}", *own)
+        later = load_file(path)
+        assert later.keys() == at_the_end.keys()
+        for key, factor in later.items():
+            # Columns are eigenvectors, of either sign.
+            one, other = factor.float(), at_the_end[key].float()
+            torch.testing.assert_close(one @ one.T, other @ other.T, rtol=0.05, atol=1e-3)
+    assert "its curvature was added" not in ella("accumulate", "a2", "--past", "w").stderr
+
+
+def test_what_cannot_protect_is_said(
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    _train(ella, tiny_llama, "animals", "a1", "--curvature-rows", 0)
+    assert not (tmp_path / "a1" / "curvature.safetensors").exists()
+    ella("accumulate", "a1", "--past", "w")
+    refused = _train(
+        ella, tiny_llama, "colours", "a2", "--past", "w", "--energy", "curvature", code=2
+    )
+    assert "no task of w has a curvature" in refused.stderr
+    assert "ella measure" in refused.stderr
+    refused = _train(ella, tiny_llama, "colours", "a2", "--past", "w", "--energy", "rss", code=2)
+    assert "w has the energy sum, not rss" in refused.stderr
+    assert not (tmp_path / "a2").exists()
+    refused = ella("measure", "a1", "--task", "tasks/animal", code=2)
+    assert "tasks/animal" in refused.stderr
+
+
+def test_a_run_protects_by_curvature(ella: Any, tiny_llama: Path, own_tasks: Path) -> None:
+    flags = ("--order", "tasks/animals,tasks/colours", "--model", tiny_llama, "--decode", "rank")
+    done = ella("run", *flags, *SHORT, "--energy", "curvature", "--lambda", 1, "-o", "r", "--json")
+    results = json.loads(done.stdout)
+    assert results["energy"] == "curvature"
+    stage = json.loads((own_tasks.parent / "r/stages/02-colours/ella.json").read_text())
+    assert stage["curves"]["penalty"][-1] > 0
