@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ella_cli.adapter import Adapter
 from ella_cli.errors import SettingsError, ShapeError
+from ella_cli.inspect.curvature import Rise, rises_of
 from ella_cli.inspect.overlap import common_modules, contained_as
 from ella_cli.inspect.products import as_factors, cosine
 from ella_cli.inspect.tiles import row_blocks
@@ -147,6 +148,7 @@ class BoundReport:
     modules: tuple[Bound, ...]
     failing: int
     contained_as: str | None
+    rises: tuple[Rise, ...] = ()
 
 
 def bounds_of(
@@ -188,6 +190,7 @@ def bounds_of(
         modules=tuple(modules),
         failing=sum(not one.holds for one in modules),
         contained_as=contained_as(adapter, past),
+        rises=rises_of(adapter, past),
     )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ella_cli.inspect.concentration import Bins, Concentration
+from ella_cli.inspect.curvature import TaskCurvature, curvatures_of_tasks
 from ella_cli.inspect.task_updates import separate_tasks, task_updates, why_not_separate
 from ella_cli.inspect.tiles import row_blocks
 from ella_cli.kernels import Factors
@@ -44,6 +45,8 @@ class EnergyReport:
     modules: tuple[ModuleEnergy, ...]
     total: ModuleEnergy
     why_no_cancelled: str = ""
+    curvature: tuple[TaskCurvature, ...] = ()
+    unmeasured: tuple[str, ...] = ()
     quantiles: str = "modules: exact, by sorting; all together: logarithmic bins, within 0.1%"
 
 
@@ -98,6 +101,8 @@ def energy_of(past: Past) -> EnergyReport:
             _cancelled(kept, wrote) if known else None,
         ),
         why_no_cancelled="" if known else why_not_separate(past),
+        curvature=curvatures_of_tasks(past),
+        unmeasured=past.unmeasured,
     )
 
 

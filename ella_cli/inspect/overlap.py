@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ella_cli.adapter import Adapter
 from ella_cli.errors import ShapeError
+from ella_cli.inspect.curvature import Rise, rises_of
 from ella_cli.inspect.energy import energy_vector
 from ella_cli.inspect.products import as_factors, cosine, inner, norm, shared_energy
 from ella_cli.inspect.task_updates import separate_tasks, task_updates, why_not_separate
@@ -66,6 +67,7 @@ class OverlapReport:
     only_in_past: tuple[str, ...]
     contained_as: str | None
     why_no_tasks: str = ""
+    rises: tuple[Rise, ...] = ()
 
 
 def overlap_of(adapter: Adapter, past: Past) -> OverlapReport:
@@ -99,6 +101,7 @@ def overlap_of(adapter: Adapter, past: Past) -> OverlapReport:
         only_in_past=tuple(n for n in past.names if n not in set(common)),
         contained_as=contained_as(adapter, past),
         why_no_tasks="" if names else why_not_separate(past),
+        rises=rises_of(adapter, past),
     )
 
 

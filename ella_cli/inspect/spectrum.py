@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ella_cli.inspect.curvature import TaskCurvature, curvatures_of_tasks
 from ella_cli.inspect.singular import Method, Svd, decompose, effective_rank, stable_rank
 from ella_cli.inspect.task_updates import (
     separate_tasks,
@@ -68,6 +69,8 @@ class SpectrumReport:
     task_shares: tuple[float, ...]
     overlaps: tuple[SubspaceOverlap, ...]
     why_no_tasks: str = ""
+    curvature: tuple[TaskCurvature, ...] = ()
+    unmeasured: tuple[str, ...] = ()
 
 
 def spectrum_of(past: Past) -> SpectrumReport:
@@ -101,6 +104,8 @@ def spectrum_of(past: Past) -> SpectrumReport:
         task_shares=tuple((held / whole).tolist()) if whole > 0 else (),
         overlaps=tuple(side.result() for side in sides) if len(tasks) > 1 else (),
         why_no_tasks="" if tasks else why_not_separate(past),
+        curvature=curvatures_of_tasks(past),
+        unmeasured=past.unmeasured,
     )
 
 

@@ -20,6 +20,7 @@ from ella_cli.report.document import (
     Words,
     without_empty_columns,
 )
+from ella_cli.report.inspected_curvature import curvature_section
 from ella_cli.report.layers import layer_grid
 
 if TYPE_CHECKING:
@@ -29,11 +30,19 @@ if TYPE_CHECKING:
 
 MOST_MODULES = 12
 
-_ENERGY_NAMES = {"sum": "E = |W_past|", "abs": "E = Σ |ΔW|", "rss": "E = sqrt(Σ ΔW²)"}
+_ENERGY_NAMES = {
+    "sum": "E = |W_past|",
+    "abs": "E = Σ |ΔW|",
+    "rss": "E = sqrt(Σ ΔW²)",
+    "curvature": "Beside the curvature, E = |W_past|",
+}
 
 
 def energy_document(report: EnergyReport, name: str) -> Document:
-    return Document(f"energy of {name}", (energy_section(report),))
+    sections = [energy_section(report)]
+    if report.curvature:
+        sections.append(curvature_section(report.curvature, report.unmeasured))
+    return Document(f"energy of {name}", tuple(sections))
 
 
 def energy_section(report: EnergyReport) -> Section:
@@ -108,7 +117,10 @@ def _energy_row(module: ModuleEnergy) -> tuple[Cell, ...]:
 
 
 def spectrum_document(report: SpectrumReport, name: str) -> Document:
-    return Document(f"spectrum of {name}", (spectrum_section(report),))
+    sections = [spectrum_section(report)]
+    if report.curvature:
+        sections.append(curvature_section(report.curvature, report.unmeasured))
+    return Document(f"spectrum of {name}", tuple(sections))
 
 
 def spectrum_section(report: SpectrumReport) -> Section:

@@ -18,6 +18,7 @@ from ella_cli.report.document import (
     Words,
     without_empty_columns,
 )
+from ella_cli.report.inspected_curvature import rise_section
 from ella_cli.report.inspected_past import MOST_MODULES
 from ella_cli.report.layers import layer_grid
 
@@ -61,7 +62,10 @@ def overlap_document(report: OverlapReport, adapter: str, past: str) -> Document
     )
     ranked = sorted(report.modules, key=lambda m: m.penalty, reverse=True)[:MOST_MODULES]
     parts.append(_overlap_table("against the whole past", "module", (report.total, *ranked)))
-    return Document(f"overlap of {adapter} with {past}", (Section("Overlap", tuple(parts)),))
+    sections = [Section("Overlap", tuple(parts))]
+    if report.rises:
+        sections.append(rise_section(report.rises, report.adapter_task))
+    return Document(f"overlap of {adapter} with {past}", tuple(sections))
 
 
 def _overlap_words(report: OverlapReport) -> list[str]:
@@ -156,7 +160,10 @@ def bound_document(report: BoundReport, adapter: str, past: str) -> Document:
         "|⟨X, W⟩| ≤ ‖G‖ / (2 √λ) · ‖E⁻¹ ⊙ W‖. The paper prints ‖G‖², which cannot hold: scaling G "
         "scales the left side once and ‖G‖² twice."
     )
-    return Document(f"bound of {adapter} on {past}", (Section("Bound", tuple(parts), lead),))
+    sections = [Section("Bound", tuple(parts), lead)]
+    if report.rises:
+        sections.append(rise_section(report.rises, report.adapter_task))
+    return Document(f"bound of {adapter} on {past}", tuple(sections))
 
 
 def _bound_table(title: str, first: str, rows: tuple[Bound, ...], *, by_lam: bool) -> Table:

@@ -1,0 +1,103 @@
+"""Curvature and predicted rises, as sections of a document; loads no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ella_cli.report.document import HeatMap, Part, Section, Table, Words
+from ella_cli.report.layers import layer_grid
+
+if TYPE_CHECKING:
+    from ella_cli.inspect.curvature import Rise, TaskCurvature
+
+# Nats per answer token from which a rise is called one in words.
+_NOTABLE = 0.05
+_WORST = 8
+
+
+def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:
+    """Predicted cost of an adapter to each past task; `rises` is not empty."""
+    parts: list[Part] = []
+    for rise in rises:
+        if rise.nats < _NOTABLE:
+            continue
+        times = f", {rise.nats / rise.random:.1f} times a random update" if rise.random else ""
+        parts.append(
+            Words(
+                f"{adapter} is predicted to cost {rise.task} {rise.nats:.2g} nats an answer token"
+                f"{times}; most of it in {rise.worst.name} "
+                f"({rise.worst.nats / rise.nats:.0%})."
+            )
+        )
+    if not parts:
+        parts.append(Words(f"{adapter} is predicted to cost no past task {_NOTABLE} nats."))
+    parts.append(
+        Table(
+            "predicted rise of each past task's loss",
+            ("past task", "nats / token", "random update", "hardest in", "share there", "rows"),
+            tuple(
+                (
+                    r.task,
+                    r.nats,
+                    r.random,
+                    r.worst.name,
+                    f"{r.worst.nats / r.nats:.0%}" if r.nats else "–",
+                    r.rows,
+                )
+                for r in rises
+            ),
+        )
+    )
+    first = rises[0]
+    layers, kinds, values = layer_grid([(m.name, m.nats) for m in first.modules])
+    parts.append(
+        HeatMap(f"predicted rise of {first.task}, nats", "layer", "module", layers, kinds, values)
+    )
+    return Section(
+        "Predicted rise",
+        tuple(parts),
+        "½ tr(ΔWᵀ G ΔW C): what each past task is expected to lose, to second order, from the "
+        "curvature measured when it was learnt.",
+    )
+
+
+def curvature_section(tasks: tuple[TaskCurvature, ...], unmeasured: tuple[str, ...]) -> Section:
+    """Where curvature sits; `tasks` is not empty."""
+    parts: list[Part] = []
+    for task in tasks:
+        worst = max(task.modules, key=lambda one: one.share)
+        parts.append(
+            Words(
+                f"{task.task}: {worst.share:.0%} of its curvature sits in {worst.name}; modules "
+                f"act together {task.coherence:.1f}-fold (measured on {task.rows} rows)."
+            )
+        )
+    if unmeasured:
+        parts.append(Words(f"Not measured: {', '.join(unmeasured)}.", warning=True))
+    for task in tasks:
+        layers, kinds, values = layer_grid([(m.name, m.share) for m in task.modules])
+        parts.append(
+            HeatMap(f"share of {task.task}'s curvature", "layer", "module", layers, kinds, values)
+        )
+    parts.append(_table(tasks))
+    return Section(
+        "Curvature",
+        tuple(parts),
+        "What each task's answers depend on: tr G · tr C by module, and over how many directions.",
+    )
+
+
+def _table(tasks: tuple[TaskCurvature, ...]) -> Table:
+    rows = [
+        (task.task, m.name, f"{m.share:.1%}", m.g_rank, m.c_rank,
+         "–" if m.g_dropped is None else f"{m.g_dropped:.1%}",
+         "–" if m.c_dropped is None else f"{m.c_dropped:.1%}")
+        for task in tasks
+        for m in sorted(task.modules, key=lambda one: -one.share)[:_WORST]
+    ]  # fmt: skip
+    return Table(
+        f"the {_WORST} modules with most of it, by task",
+        ("task", "module", "share", "rank of G", "rank of C", "G dropped", "C dropped"),
+        tuple(rows),
+        note="ranks are effective ranks, exp of the entropy of the eigenvalues",
+    )

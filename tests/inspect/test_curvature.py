@@ -1,0 +1,121 @@
+"""Predicted rises and where curvature sits, against G ⊗ C built outright in float64."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ella_cli.adapter import Adapter, read_adapter
+from ella_cli.adapter.curvature import CurvatureRecord, write_curvature
+from ella_cli.inspect.curvature import curvatures_of_tasks, rises_of
+from ella_cli.inspect.energy import energy_of
+from ella_cli.inspect.overlap import overlap_of
+from ella_cli.kernels import Kronecker
+from ella_cli.past import Past
+from ella_cli.report.inspected_past import energy_document
+from ella_cli.report.inspected_update import overlap_document
+from ella_cli.report.markdown import render
+from tests.past.conftest import SHAPES, make_adapter  # noqa: F401  (a fixture)
+from tests.past.test_curvature import MakeAdapter, measured
+
+
+@pytest.fixture
+def two(make_adapter: MakeAdapter) -> list[Adapter]:  # noqa: F811
+    return [read_adapter(measured(make_adapter(f"task{i}", i), 100 + i)) for i in range(2)]
+
+
+@pytest.fixture
+def update(make_adapter: MakeAdapter) -> Adapter:  # noqa: F811
+    return read_adapter(make_adapter("new", 7, alpha=0.01))
+
+
+def _factors(adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
+    """G and C in f64, from the file by nothing of ours."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(adapter.path / "curvature.safetensors")
+    u, v = tensors[f"{name}.U"].double(), tensors[f"{name}.V"].double()
+    return u @ u.T, v @ v.T
+
+
+def test_a_rise_is_the_quadratic_form_of_the_update(two: list[Adapter], update: Adapter) -> None:
+    rises = {rise.task: rise for rise in rises_of(update, Past.of(two))}
+    assert set(rises) == {"task0", "task1"}
+    for adapter in two:
+        rise = rises[adapter.task]
+        total, random = 0.0, 0.0
+        for name, part in zip(update.names, rise.modules, strict=True):
+            one = update.update(name)
+            delta = (one.scale * one.b @ one.a).double()
+            g, c = _factors(adapter, name)
+            nats = 0.5 * float(torch.trace(delta.T @ g @ delta @ c))
+            assert part.nats == pytest.approx(nats, rel=1e-5)
+            total += nats
+            random += 0.5 * float(
+                delta.square().sum() * g.trace() * c.trace() / delta.numel()
+            )  # fmt: skip
+        assert rise.nats == pytest.approx(total, rel=1e-5)
+        assert rise.random == pytest.approx(random, rel=1e-5)
+        assert rise.worst.nats == max(part.nats for part in rise.modules)
+
+
+def test_a_random_update_costs_its_average(two: list[Adapter]) -> None:
+    g, c = _factors(two[0], "model.layers.2.q")
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(4000, *SHAPES["model.layers.2.q"], generator=generator).double()
+    costs = 0.5 * torch.einsum("smn,mk,skl,ln->s", draws, g, draws, c)
+    expected = 0.5 * float(g.trace() * c.trace())
+    assert float(costs.mean()) == pytest.approx(expected, rel=0.05)
+
+
+def test_the_costliest_task_comes_first_and_ones_own_is_left_out(two: list[Adapter]) -> None:
+    rises = rises_of(two[0], Past.of(two))
+    assert [rise.task for rise in rises] == ["task1"]
+
+
+def test_effective_ranks_and_shares_are_those_of_the_matrices(two: list[Adapter]) -> None:
+    for adapter, task in zip(two, curvatures_of_tasks(Past.of(two)), strict=True):
+        traces = {}
+        for module in task.modules:
+            g, c = _factors(adapter, module.name)
+            traces[module.name] = float(g.trace() * c.trace())
+            for matrix, found in ((g, module.g_rank), (c, module.c_rank)):
+                values = torch.linalg.eigvalsh(matrix).clamp_min(1e-12)
+                shares = values / values.sum()
+                entropy = -float((shares * shares.log()).sum())
+                assert found == pytest.approx(math.exp(entropy), rel=1e-3)
+        assert task.trace == pytest.approx(sum(traces.values()), rel=1e-5)
+        for module in task.modules:
+            assert module.share == pytest.approx(traces[module.name] / task.trace, rel=1e-5)
+
+
+def test_words_say_whom_an_update_endangers(two: list[Adapter], update: Adapter) -> None:
+    past = Past.of(two)
+    text = render(overlap_document(overlap_of(update, past), "new", "w"))
+    worst = rises_of(update, past)[0]
+    assert f"new is predicted to cost {worst.task} {worst.nats:.2g} nats an answer token" in text
+    assert worst.worst.name in text
+
+
+def test_energy_tells_which_tasks_are_not_measured(
+    two: list[Adapter], update: Adapter, tmp_path: Path
+) -> None:
+    text = render(energy_document(energy_of(Past.of([*two, update])), "w"))
+    assert "Not measured: new." in text
+    assert "task0" in text
+
+
+def test_a_curvature_of_nothing_costs_nothing(two: list[Adapter], update: Adapter) -> None:
+    name = "model.layers.2.q"
+    zero = Kronecker(torch.zeros(37, 1), torch.zeros(29, 1))
+    record = CurvatureRecord(two[0].digest, two[0].task)
+    write_curvature(two[0].path, {name: zero}, record)
+    (rise,) = rises_of(update, Past.of(two[:1]))
+    assert rise.nats == 0
+    (task,) = curvatures_of_tasks(Past.of(two[:1]))
+    assert task.trace == 0
+    assert task.modules[0].g_rank == 0
