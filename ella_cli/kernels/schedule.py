@@ -19,7 +19,7 @@ SUM_SLOTS = 8
 
 # Rows of an item: enough that writing ∂/∂A costs little beside reading W_past, few enough that
 # every processor finds several items.
-_LONGEST_ITEM = 1024
+LONGEST_ITEM = 1024
 _SHORTEST_ITEM = 128
 _ITEMS_PER_PROCESSOR = 8
 
@@ -162,7 +162,7 @@ def make_schedule(
 
 
 def _item_rows(shapes: Sequence[tuple[int, int]], blocks: Blocks, processors: int) -> int:
-    height = _LONGEST_ITEM
+    height = LONGEST_ITEM
     while height > max(_SHORTEST_ITEM, blocks.rows):
         items = sum(
             math.ceil(columns / blocks.columns) * math.ceil(rows / height)

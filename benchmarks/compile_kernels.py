@@ -1,4 +1,4 @@
-"""Run by test_aot.py: compiles kernels for parts this machine lacks, and prints what they need.
+"""Run by `benchmarks.compiled`: compiles for parts this machine lacks, prints what that needs.
 
 Reads a JSON list of {"kernel", "target", "warps", "constants"} and prints one of {"registers",
 "stack", "local", "shared", "async_copies"}; stack and local bytes are where registers spill to.
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -21,12 +22,12 @@ from triton.compiler import ASTSource
 from ella_cli.kernels.penalty_kernel import penalty_kernel
 from ella_cli.kernels.reduce_kernel import reduce_kernel
 
-KERNELS = {"fused": penalty_kernel, "tiled": penalty_kernel, "reduce": reduce_kernel}
+KERNELS = {"penalty": penalty_kernel, "reduce": reduce_kernel}
 POINTERS = {"modules_ptr": "*i64", "items_ptr": "*i64", "sums_ptr": "*i64"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def resources(kernel: str, target: int, warps: int, constants: dict) -> dict[str, int]:
+def resources(kernel: str, target: int, warps: int, constants: dict[str, Any]) -> dict[str, int]:
     function = KERNELS[kernel]
     values = {
         name: getattr(tl, value) if name.endswith("DTYPE") else value
