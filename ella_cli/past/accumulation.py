@@ -168,10 +168,9 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch computes in this thread alone: hashing and writing keep another core busy.
+    """Torch computes in the calling thread alone: a dense store gives each core modules of its own.
 
-    On 2 busy cores, waiting for torch's second thread made one sum of rank 120 into a 4096²
-    matrix 12 times slower (1243 ms against 98 ms).
+    Where all cores are busy, waiting for torch's other threads costs more than they bring.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

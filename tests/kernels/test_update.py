@@ -7,13 +7,15 @@ import torch
 
 from ella_cli.errors import SettingsError, ShapeError
 from ella_cli.kernels import add_update, fused, shrink
+from ella_cli.kernels import update as update_module
 from tests.kernels.truth import far_apart_rows, make_case, relative
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     # Several blocks, the last one short.
-    monkeypatch.setattr(fused, "BLOCK_BYTES", 7 * 53 * 4)
+    for module, limit in ((fused, "BLOCK_BYTES"), (update_module, "CALL_BYTES")):
+        monkeypatch.setattr(module, limit, 7 * 53 * 4)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
