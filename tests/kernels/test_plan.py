@@ -61,12 +61,14 @@ def test_auto_takes_gram_for_one_large_task_and_dense_for_many() -> None:
 
 
 def test_auto_leaves_gram_where_past_updates_undo_each_other() -> None:
-    p, q = torch.randn(600, 4), torch.randn(4, 700)
+    p, q = torch.randn(1030, 4), torch.randn(4, 1020)
     undone = Factors(torch.cat([p, -0.999 * p], dim=1), torch.cat([q, q]))
+    unrelated = Factors(torch.randn(1030, 8), torch.randn(8, 1020))
     assert uncancelled(undone) < 1e-3
-    assert uncancelled(Factors(p, q)) > 0.5
+    assert uncancelled(unrelated) > 0.5
+    assert plan_penalty([unrelated], [1.0], rank=8).forms == ("gram",)
     assert plan_penalty([undone], [1.0], rank=8).forms != ("gram",)
-    b, a = torch.randn(600, 8), torch.randn(8, 700)
+    b, a = torch.randn(1030, 8), torch.randn(8, 1020)
     total, _ = plan_penalty([undone], [1.0], rank=8)([b], [a])
     truth = (b.double() @ a.double() * (undone.p.double() @ undone.q.double())).square().sum()
     assert relative(total, truth) < 1e-4
