@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ella_cli.kernels import Factors
-from ella_cli.past import Past, dense_file
+from ella_cli.past import Past, accumulate, dense_file
 
 MakeAdapter = Callable[..., Path]
 
@@ -90,3 +90,23 @@ def close(got: Tensor, expected: Tensor) -> None:
 @pytest.fixture
 def three(make_adapter: MakeAdapter) -> list[Path]:
     return [make_adapter(f"task{i}", i, alpha=i + 1.0) for i in range(3)]
+
+
+@pytest.fixture
+def two(tiny_model: Path, tmp_path: Path) -> list[Path]:
+    """Two adapters whose ranks differ from task to task and from module to module."""
+    from transformers import AutoConfig
+
+    from tests.past.answers import TARGETS, train_nothing
+
+    first = train_nothing(tiny_model, tmp_path / "one", 1)
+    pattern = {TARGETS[AutoConfig.from_pretrained(tiny_model).model_type][0]: 2}
+    second = train_nothing(
+        tiny_model, tmp_path / "two", 2, r=1, rank_pattern=pattern, use_rslora=True
+    )
+    return [first, second]
+
+
+@pytest.fixture
+def past(two: list[Path], tmp_path: Path) -> Past:
+    return accumulate(two, tmp_path / "w.safetensors", store="factored").past

@@ -1,93 +1,21 @@
-"""Plain peft and transformers answer the same with an export as with the adapters themselves."""
+"""Plain peft answers the same with an export as with the adapters themselves."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from ella_cli.adapter import read_adapter
-from ella_cli.errors import ModelError, PastError, SettingsError, ShapeError, StorageError
+from ella_cli.errors import PastError, SettingsError, StorageError
 from ella_cli.past import Past, accumulate, read_past
-from ella_cli.past.export import export_adapter, export_dense, export_merged
+from ella_cli.past.export import export_adapter, export_dense
+from tests.past.answers import answers_of_peft, answers_with, load, logits
 from tests.past.conftest import MakeAdapter
-
-TARGETS = {
-    "llama": ["q_proj", "v_proj"], "gpt2": ["c_attn", "c_proj"], "t5": ["q", "v"],
-}  # fmt: skip
-
-
-def load(folder: Path, **options: Any) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(folder)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_pretrained(folder, **options)
-    return model.eval()
-
-
-def logits(model: torch.nn.Module) -> Tensor:
-    ids = torch.arange(3, 15).view(2, 6)  # (S, L)
-    config = model.config
-    more = {"decoder_input_ids": ids[:, :4]} if config.is_encoder_decoder else {}
-    with torch.no_grad():
-        found: Tensor = model(input_ids=ids, **more).logits  # (S, L, V)
-    return found
-
-
-def train_nothing(model: Path, folder: Path, seed: int, **lora: Any) -> Path:
-    """A random adapter, saved by peft."""
-    torch.manual_seed(seed)
-    kind = AutoConfig.from_pretrained(model).model_type
-    settings = {
-        "target_modules": TARGETS[kind], "fan_in_fan_out": kind == "gpt2", "r": 3,
-        "lora_alpha": 0.4, "init_lora_weights": False,
-        "task_type": "SEQ_2_SEQ_LM" if kind == "t5" else "CAUSAL_LM",
-    } | lora  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        get_peft_model(load(model), LoraConfig(**settings)).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def two(tiny_model: Path, tmp_path: Path) -> list[Path]:
-    first = train_nothing(tiny_model, tmp_path / "one", 1)
-    # Ranks differ from task to task and from module to module.
-    pattern = {TARGETS[AutoConfig.from_pretrained(tiny_model).model_type][0]: 2}
-    second = train_nothing(
-        tiny_model, tmp_path / "two", 2, r=1, rank_pattern=pattern, use_rslora=True
-    )
-    return [first, second]
-
-
-@pytest.fixture
-def past(two: list[Path], tmp_path: Path) -> Past:
-    return accumulate(two, tmp_path / "w.safetensors", store="factored").past
-
-
-def answers_of_peft(model: Path, adapters: list[Path]) -> Tensor:
-    """Both adapters active at once: peft's own sum."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        peft_model = PeftModel.from_pretrained(load(model), adapters[0], adapter_name="a0")
-        for index, folder in enumerate(adapters[1:], start=1):
-            peft_model.load_adapter(folder, adapter_name=f"a{index}")
-        peft_model.base_model.set_adapter([f"a{i}" for i in range(len(adapters))])
-        return logits(peft_model)
-
-
-def answers_with(model: Path, adapter: Path) -> Tensor:
-    with warnings.catch_warnings():
-        # Of peft's own calls into transformers; a missing or an unused key would still raise.
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        return logits(PeftModel.from_pretrained(load(model), adapter))
 
 
 def test_the_exported_adapter_answers_as_all_adapters_together(
@@ -108,105 +36,6 @@ def test_the_exported_adapter_answers_as_all_adapters_together(
     for name in past.names:
         update = again.update(name)
         torch.testing.assert_close(update.b @ update.a, past.delta(name))
-
-
-@pytest.mark.parametrize("store", ["factored", "dense"])
-def test_the_merged_model_answers_as_all_adapters_together(
-    store: str, tiny_model: Path, two: list[Path], tmp_path: Path
-) -> None:
-    past = accumulate(two, tmp_path / f"{store}.safetensors", store=store).past
-    # Several shards, tied weights and all.
-    load(tiny_model).save_pretrained(tmp_path / "base", max_shard_size="30KB")
-    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
-    export_merged(past, tmp_path / "base", tmp_path / "merged")
-    expected = answers_of_peft(tiny_model, two)
-    torch.testing.assert_close(logits(load(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-5)
-    assert (tmp_path / "merged" / "README.md").read_text().count("| ") > 2
-
-
-def test_a_bf16_model_is_rounded_once(tiny_llama: Path, tmp_path: Path) -> None:
-    folders = [train_nothing(tiny_llama, tmp_path / f"t{i}", i) for i in range(3)]
-    past = accumulate(folders, tmp_path / "w.safetensors").past
-    load(tiny_llama, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
-    export_merged(past, tmp_path / "base", tmp_path / "merged")
-    before = load_file(tmp_path / "base" / "model.safetensors")
-    after = load_file(tmp_path / "merged" / "model.safetensors")
-    for key, weight in before.items():
-        name = key.removesuffix(".weight")
-        expected = weight
-        if name in past.names:
-            expected = (weight.double() + past.delta(name).double()).to(torch.bfloat16)
-        assert torch.equal(after[key], expected)
-
-
-def test_tokenizer_and_configs_come_along_and_other_weights_stay(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
-    past = accumulate([train_nothing(tiny_llama, tmp_path / "t", 0)], tmp_path / "w").past
-    base = tmp_path / "base"
-    load(tiny_llama).save_pretrained(base)
-    (base / "tokenizer.json").write_text("{}")
-    (base / "pytorch_model.bin").write_bytes(b"pickle")
-    export_merged(past, base, tmp_path / "merged")
-    names = {file.name for file in (tmp_path / "merged").iterdir()}
-    assert {"config.json", "tokenizer.json", "model.safetensors", "README.md"} <= names
-    assert "pytorch_model.bin" not in names
-
-
-def test_a_base_saved_without_the_models_prefix_is_merged_all_the_same(
-    tiny_gpt2: Path, tmp_path: Path
-) -> None:
-    from safetensors.torch import save_file
-
-    adapter = train_nothing(tiny_gpt2, tmp_path / "t", 0)
-    past = accumulate([adapter], tmp_path / "w").past
-    base = tmp_path / "base"
-    load(tiny_gpt2).save_pretrained(base)
-    tensors = load_file(base / "model.safetensors")
-    bare = {key.removeprefix("transformer."): value for key, value in tensors.items()}
-    save_file(bare, base / "model.safetensors", {"format": "pt"})
-    export_merged(past, base, tmp_path / "merged")
-    expected = answers_of_peft(tiny_gpt2, [adapter])
-    torch.testing.assert_close(logits(load(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_weight_that_two_modules_share_is_not_merged(tiny_t5: Path, tmp_path: Path) -> None:
-    past = accumulate(
-        [train_nothing(tiny_t5, tmp_path / "t", 0, target_modules=["shared"])], tmp_path / "w"
-    ).past
-    with pytest.raises(ModelError, match="shares its weight"):
-        export_merged(past, tiny_t5, tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
-
-
-def test_bases_that_cannot_be_merged_say_why(
-    tiny_llama: Path, tiny_gpt2: Path, make_adapter: MakeAdapter, tmp_path: Path
-) -> None:
-    past = accumulate([train_nothing(tiny_llama, tmp_path / "t", 0)], tmp_path / "w").past
-    with pytest.raises(ModelError, match=r"no config\.json"):
-        export_merged(past, tmp_path, tmp_path / "merged")
-    with pytest.raises(ModelError, match="no module model"):
-        export_merged(past, tiny_gpt2, tmp_path / "merged")
-    base = tmp_path / "base"
-    base.mkdir()
-    config = json.loads((tiny_llama / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"no model\.safetensors"):
-        export_merged(past, base, tmp_path / "merged")
-    (base / "model.safetensors").write_bytes((tiny_llama / "model.safetensors").read_bytes())
-    (base / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
-    with pytest.raises(ShapeError, match="q_proj is"):
-        export_merged(past, base, tmp_path / "merged")
-    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
-    with pytest.raises(ModelError, match="quantised"):
-        export_merged(past, base, tmp_path / "merged")
-    (base / "config.json").write_text(json.dumps(config | {"architectures": ["Nothing"]}))
-    with pytest.raises(ModelError, match="cannot build"):
-        export_merged(past, base, tmp_path / "merged")
-    index = {"weight_map": {"a": "../../evil.safetensors"}}
-    (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="no usable files"):
-        export_merged(past, base, tmp_path / "merged")
 
 
 @pytest.mark.parametrize("store", ["factored", "dense"])
