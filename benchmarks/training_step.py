@@ -1,0 +1,100 @@
+"""What the penalty adds to a training step: the same step with and without it, in turns.
+
+    python -m benchmarks.training_step [--model smollm2] [--past-tasks 1 4 15 100]
+
+One step is forward, backward and AdamW on one batch of the built-in demo task, LoRA of rank 8 on q
+and v. The clock is the processor time of one thread, so that neighbours on a shared machine count
+little; the two kinds of step take turns all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.past import write_adapter
+from ella_cli.adapter import read_adapter
+from ella_cli.config import TrainSettings
+from ella_cli.model.base import load_base
+from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
+from ella_cli.past import Past, accumulate
+from ella_cli.penalty import EllaPenalty
+from ella_cli.tasks import load_task
+from ella_cli.tasks.batches import Collator
+from ella_cli.training.manifest import versions
+from ella_cli.training.task import encode_rows
+
+
+def synthetic_past(model: nn.Module, tasks: int, folder: Path) -> Past:
+    shapes = {}
+    for name, layer in lora_layers(model).items():
+        b, a, _ = lora_pair(layer)
+        shapes[name] = (b.shape[0], a.shape[1])
+    adapters = [write_adapter(folder / f"task{i}", shapes, i) for i in range(tasks)]
+    if tasks == 1:
+        return Past.of([read_adapter(adapters[0])])
+    return accumulate(adapters, folder / "wpast.safetensors").past
+
+
+def seconds(
+    model: nn.Module,
+    inputs: dict[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    penalty: EllaPenalty | None,
+) -> float:
+    begun = time.thread_time()
+    logits = model(**inputs).logits.float()  # (positions of answers, V)
+    loss = logits.logsumexp(dim=-1).mean()
+    if penalty is not None:
+        loss = loss + 1e-9 * penalty()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return time.thread_time() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--past-tasks", nargs="+", type=int, default=[1, 4, 15, 100])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=8)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    base = load_base(asked.model, device="cpu")
+    settings = TrainSettings(limit=asked.batch)
+    rows = encode_rows(base, [load_task("demo-topic", limit=asked.batch)], settings)
+    model = attach_lora(base, settings, seed=0).train()
+    pad = base.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    batch = Collator(pad, base.kind)(rows)
+    inputs = {
+        name: batch[name]
+        for name in ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
+    }
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-6)
+    print(f"{base.source}, batch {tuple(inputs['input_ids'].shape)}, 1 thread, {versions()}")
+    for tasks in asked.past_tasks:
+        with tempfile.TemporaryDirectory(prefix="ella-step-") as folder:
+            penalty = EllaPenalty(model, synthetic_past(model, tasks, Path(folder)))
+            taken: dict[str, list[float]] = {"without": [], "with": []}
+            for _ in range(asked.rounds + 1):
+                taken["without"].append(seconds(model, inputs, optimizer, None))
+                taken["with"].append(seconds(model, inputs, optimizer, penalty))
+        # The first step of each also pays for memory and code.
+        without, with_it = (statistics.median(times[1:]) for times in taken.values())
+        print(
+            f"{tasks:>4} past tasks: {without:.3f} s without, {with_it:.3f} s with, "
+            f"ratio {with_it / without:.3f} (medians of {asked.rounds})",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
