@@ -31,6 +31,19 @@ def test_the_past_is_the_sum_of_all_updates_with_their_scales(
         assert past.delta(name).dtype == torch.float32
 
 
+def test_factors_made_into_matrices_keep_the_sum_to_float32_rounding(
+    three: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    accumulate(three, path, store="factored")
+    past = accumulate([], path, store="dense").past
+    assert past.store == "dense"
+    for name in past.names:
+        truth = sum(delta_of(folder, name) for folder in three)  # (M, N) f64
+        error = (past.delta(name).double() - truth).norm() / truth.norm()
+        assert error < 1e-6
+
+
 @pytest.mark.parametrize("store", STORES)
 def test_one_by_one_and_all_at_once_are_the_same_past(
     store: str, three: list[Path], tmp_path: Path
