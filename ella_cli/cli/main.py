@@ -27,6 +27,7 @@ from ella_cli.cli.plan import plan
 from ella_cli.cli.recipe import recipe
 from ella_cli.cli.report import report
 from ella_cli.cli.run import run
+from ella_cli.cli.sweep import sweep
 from ella_cli.cli.tasks import tasks
 from ella_cli.cli.train import train
 from ella_cli.errors import EllaError
@@ -45,6 +46,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command("eval", hidden=True)(evaluate)
 app.command()(run)
+app.command()(sweep)
 app.command()(accumulate)
 app.command()(measure)
 app.command()(export)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -30,15 +30,19 @@ DryRunOption = Annotated[
 ]
 
 
-def takes_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_settings(
+    kind: type[Settings], *, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a command a flag for every field of `kind`, and calls it with `settings=`.
 
-    The command keeps its other parameters; `config` is added to them.
+    The command keeps its other parameters; `config` is added to them. Fields in `without` get no
+    flag: the command sets them itself.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
-        flags = {name: _flag(name, info) for name, info in kind.model_fields.items()}
+        fields = {name: info for name, info in kind.model_fields.items() if name not in without}
+        flags = {name: _flag(name, info) for name, info in fields.items()}
         config = inspect.Parameter(
             "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption
         )

@@ -84,19 +84,27 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve; the two sequences are equally long. Values that are None are gaps."""
+    """A curve; the sequences are equally long. Values that are None are gaps.
+
+    `spread` is drawn as a bar from y - spread to y + spread; empty, there are no bars.
+    """
 
     name: str
     x: tuple[float, ...]
     y: tuple[float | None, ...]
+    spread: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.x) == len(self.y), self.name
+        assert len(self.spread) in (0, len(self.x)), self.name
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Curves that share their axes; `logarithmic` is the vertical axis. Axis names carry units."""
+    """Curves that share their axes; `logarithmic` is the vertical axis. Axis names carry units.
+
+    `x_ticks` name places on the horizontal axis; empty, it is numbered.
+    """
 
     title: str
     x_axis: str
@@ -104,6 +112,7 @@ class Lines:
     series: tuple[Series, ...]
     logarithmic: bool = False
     note: str = ""
+    x_ticks: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,6 +186,12 @@ def _is_number(cell: Cell) -> bool:
     if isinstance(cell, str):
         return _NUMBER.fullmatch(cell) is not None
     return isinstance(cell, int | float) and not isinstance(cell, bool)
+
+
+def bars(series: Series) -> list[tuple[float, float, float]]:
+    """Where a series has a spread: x, and the bar's two ends."""
+    triples = zip(series.x, series.y, series.spread, strict=False)
+    return [(x, y - s, y + s) for x, y, s in triples if y is not None and s is not None]
 
 
 def finite(values: Sequence[float | None]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ella_cli.errors import SettingsError
 from ella_cli.files import replacing
 from ella_cli.report.colours import DASHES, css, heat, ink
-from ella_cli.report.document import Document, HeatMap, Lines, Series
+from ella_cli.report.document import Document, HeatMap, Lines, Series, bars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,8 +96,12 @@ def _lines(axes: Axes, part: Lines) -> None:
             label=series.name,
             color=_CURVES[index % len(_CURVES)],
             linestyle=_dash(index),
-            marker="o" if len(points) == 1 else None,
+            marker="o" if len(points) == 1 or part.x_ticks else None,
         )
+        for x, low, high in bars(series):
+            axes.plot([x, x], [low, high], color=_CURVES[index % len(_CURVES)], linewidth=1)
+    if part.x_ticks:
+        axes.set_xticks([x for x, _ in part.x_ticks], [name for _, name in part.x_ticks])
     if part.logarithmic:
         axes.set_yscale("log")
     axes.set_xlabel(part.x_axis)

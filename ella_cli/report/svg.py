@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 from ella_cli.report.colours import CURVES, DASHES
-from ella_cli.report.document import Lines, Series
+from ella_cli.report.document import Lines, Series, bars
 
 _WIDTH, _HEIGHT = 360.0, 230.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 12.0, 10.0, 42.0
@@ -65,6 +65,12 @@ def line_chart(lines: Lines) -> str:
     parts += _grid(x_axis, y_axis, lines)
     for index, series in drawn.items():
         parts += _curve(series, index, x_axis, y_axis, lines.logarithmic)
+        for at, low, high in bars(series):
+            x, bottom, top = x_axis.at(at), y_axis.at(low), y_axis.at(high)
+            parts.append(
+                f'<path class="curve" d="M{x:.1f} {bottom:.1f}V{top:.1f}" '
+                f'stroke="var(--c{index % CURVES})"/>'
+            )
     parts += _legend(legend_rows)
     return "".join([*parts, "</svg>"])
 
@@ -72,6 +78,9 @@ def line_chart(lines: Lines) -> str:
 def _axes(series: Sequence[Series], logarithmic: bool) -> tuple[_Axis, _Axis]:
     points = [p for s in series for p in _points(s, logarithmic)]
     xs, ys = [x for x, _ in points], [y for _, y in points]
+    ys += [
+        end for s in series for _, *ends in bars(s) for end in ends if end > 0 or not logarithmic
+    ]
     low, high = min(ys), max(ys)
     if logarithmic:
         low, high = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
@@ -102,10 +111,11 @@ def _grid(x_axis: _Axis, y_axis: _Axis, lines: Lines) -> list[str]:
         parts.append(f'<text x="{_LEFT - 5:g}" y="{y + 3.5:.1f}" class="end">{_tick(tick)}</text>')
     base = _HEIGHT - _BOTTOM
     parts.append(f'<path class="axis" d="M{_LEFT:g} {base:g}H{_WIDTH - _RIGHT:g}"/>')
-    for tick in x_axis.ticks():
+    named = lines.x_ticks or [(tick, _tick(tick)) for tick in x_axis.ticks()]
+    for tick, name in named:
         x = x_axis.at(tick)
         parts.append(f'<path class="axis" d="M{x:.1f} {base:g}v4"/>')
-        parts.append(f'<text x="{x:.1f}" y="{base + 16:g}" class="middle">{_tick(tick)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{base + 16:g}" class="middle">{escape(name)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(
         f'<text x="{middle:g}" y="{base + 33:g}" class="middle name">{escape(lines.x_axis)}</text>'

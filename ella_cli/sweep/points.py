@@ -1,0 +1,104 @@
+"""The runs of a sweep: every λ with every seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ella_cli.config import RunSettings, resolve_settings
+from ella_cli.errors import SettingsError
+from ella_cli.training.methods import METHODS
+
+# What may differ between the runs of one sweep, or between the machines that share it.
+_OWN = {"lam", "seed", "device", "data", "per_device_eval_batch_size", "save_steps"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run.
+
+    Attributes:
+        lam: λ as it was asked for, in its shortest form: "0", "1000", "auto".
+        seed: the run's seed.
+    """
+
+    lam: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"lambda-{self.lam}-seed-{self.seed}"
+
+    @property
+    def number(self) -> float | None:
+        """λ as a number, None if each task's is chosen by a rule."""
+        return _number(self.lam)
+
+    def settings(self, base: RunSettings) -> RunSettings:
+        """Those of the run.
+
+        Raises:
+            SettingsError: λ is no number, or a word that runs do not know.
+        """
+        value: Any = self.lam if self.number is None else self.number
+        flags = base.model_dump() | {"lam": value, "seed": self.seed}
+        try:
+            return resolve_settings(RunSettings, flags)
+        except SettingsError as error:
+            raise SettingsError(
+                f"--lambda {self.lam} is no λ that a run takes: {error.message}",
+                hint="give numbers from 0 on, joined by commas, such as 0,1e3,1e4",
+            ) from error
+
+
+def points_of(lambdas: str, seeds: int, base: RunSettings) -> tuple[Point, ...]:
+    """Every λ of the list with every seed; all λ of one seed come first.
+
+    Args:
+        lambdas: such as "0,1e3,1e4".
+        seeds: how many, from the settings' own seed on.
+
+    Raises:
+        SettingsError: a λ that runs do not take, one twice, none, or a method without a penalty.
+    """
+    if METHODS[base.method].penalty is None:
+        raise SettingsError(
+            f"{base.method} has no penalty, so there is no λ to sweep",
+            hint="give --method ella or olora; λ = 0 is inclora",
+        )
+    asked = [_shortest(part.strip()) for part in lambdas.split(",") if part.strip()]
+    if not asked:
+        raise SettingsError("--lambda names no λ", hint="give such as 0,1e3,1e4")
+    twice = sorted({lam for lam in asked if asked.count(lam) > 1})
+    if twice:
+        raise SettingsError(f"--lambda names {twice[0]} twice", hint="name each λ once")
+    points = tuple(Point(lam, base.seed + i) for i in range(seeds) for lam in asked)
+    for point in points[: len(asked)]:
+        point.settings(base)
+    return points
+
+
+def sweep_name(base: RunSettings) -> str:
+    """Equal for the same sweep, on whatever machine: a name from all that decides its results."""
+    facts = base.model_dump(mode="json", exclude=_OWN)
+    return "ella-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def lambda_order(lams: Sequence[str]) -> list[str]:
+    """Numbers by size, then words."""
+    return sorted(lams, key=lambda lam: (_number(lam) is None, _number(lam) or 0.0, lam))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _shortest(text: str) -> str:
+    number = _number(text)
+    return text if number is None else f"{number:g}"

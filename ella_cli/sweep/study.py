@@ -1,0 +1,212 @@
+"""The study that workers share: which runs are waiting, running and done, and whose are dead.
+
+A run is one trial. Trials are put into the queue once and taken out by Optuna, which hands each
+to one worker. Two workers that fill the queue at the same moment may put a run in twice; the later
+trial then steps back. A worker that is gone is noticed by its heartbeat, or, on this machine, at
+once by the lock on its run's folder, which dies with it; its run goes back into the queue.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+import warnings
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from ella_cli.errors import StorageError
+from ella_cli.sweep.points import Point
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+POINT, HOST, FOLDER, ERROR, RESULT = "point", "host", "folder", "error", "result"
+
+# Seconds between signs of life, and after how long without one a worker counts as dead.
+HEARTBEAT = 30
+GRACE = 120
+# How long a process waits for its turn to write the SQLite file.
+_SQLITE_PATIENCE = 60
+# How often a study is asked for, and the seconds between, before its storage counts as unusable.
+_ATTEMPTS = 4
+_PAUSE = 0.5
+
+
+def open_study(storage: str, name: str) -> Study:
+    """The study of that name, made if it is not there.
+
+    Raises:
+        StorageError: the storage cannot be reached or its driver is not installed.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    broken = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return _study(storage, name)
+        except (*broken, ImportError) as error:
+            # Two machines that start at once both make the tables, and one of them is told that
+            # they are there.
+            if attempt < _ATTEMPTS and isinstance(error, broken):
+                time.sleep(attempt * _PAUSE)
+                continue
+            raise StorageError(
+                f"cannot use the storage {_without_password(storage)}: {_first_line(error)}",
+                hint="give a URL as SQLAlchemy takes it, such as sqlite:///sweep.db or "
+                "postgresql://user@host/name, and install its driver",
+            ) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _study(storage: str, name: str) -> Study:
+    import optuna
+
+    sqlite = storage.startswith("sqlite")
+    options = {"connect_args": {"timeout": _SQLITE_PATIENCE}} if sqlite else {}
+    with warnings.catch_warnings():
+        # Heartbeats are marked experimental since 2021.
+        warnings.simplefilter("ignore")
+        kept = optuna.storages.RDBStorage(
+            storage, engine_kwargs=options, heartbeat_interval=HEARTBEAT, grace_period=GRACE
+        )
+    # The queue decides what is run; the sampler is never asked.
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    return optuna.create_study(
+        storage=kept, study_name=name, sampler=sampler, direction="maximize", load_if_exists=True
+    )
+
+
+def fill_queue(study: Study, points: Sequence[Point], *, failed_too: bool = False) -> None:
+    """Puts every run into the queue that is neither there, nor running, nor done.
+
+    A run that failed for a reason of its own is not tried again, unless `failed_too`.
+    """
+    from optuna.trial import TrialState
+
+    settled = {TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE}
+    known = {
+        trial.user_attrs.get(POINT)
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state in settled or (ERROR in trial.user_attrs and not failed_too)
+    }
+    for point in points:
+        if point.name not in known:
+            study.enqueue_trial(_params(point), user_attrs={POINT: point.name})
+
+
+def trials_of(study: Study, points: Sequence[Point], *states: str) -> list[FrozenTrial]:
+    """The study's trials of these runs, in one of the states (`WAITING`, `RUNNING`, ...)."""
+    names = {point.name for point in points}
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.user_attrs.get(POINT) in names and trial.state.name in states
+    ]
+
+
+def settled(study: Study, points: Sequence[Point]) -> set[str]:
+    """Names of the runs that are done, or failed for a reason of their own."""
+    done = trials_of(study, points, "COMPLETE")
+    failed = [trial for trial in trials_of(study, points, "FAIL") if ERROR in trial.user_attrs]
+    return {trial.user_attrs[POINT] for trial in (*done, *failed)}
+
+
+def release_dead(study: Study, folder: Path) -> None:
+    """Takes runs from workers that are no more, so that `fill_queue` puts them back."""
+    import optuna
+    from optuna.trial import TrialState
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optuna.storages.fail_stale_trials(study)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if _is_dead(trial, folder):
+            # Another worker may have noticed first.
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def take(trial: Trial, points: Sequence[Point], folder: Path) -> tuple[Point, FileLock] | None:
+    """The run of a trial and the lock on its folder; None if the trial is one too many."""
+    name = trial.user_attrs.get(POINT)
+    point = next((point for point in points if point.name == name), None)
+    if point is None:
+        return None
+    lock = run_lock(folder, point)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    trial.set_user_attr(HOST, socket.gethostname())
+    trial.set_user_attr(FOLDER, str(folder.resolve()))
+    if _is_one_too_many(trial, point):
+        lock.release()
+        return None
+    if point.number is None:
+        trial.suggest_categorical("lambda rule", [point.lam])
+    else:
+        trial.suggest_float("lambda", 0.0, 1e300)
+    trial.suggest_int("seed", 0, 2**31)
+    return point, lock
+
+
+def run_folder(folder: Path, point: Point) -> Path:
+    return folder / "trials" / point.name
+
+
+def run_lock(folder: Path, point: Point) -> FileLock:
+    """Held while the run is at work; the system lets go of it when the process ends."""
+    path = folder / "trials" / f".{point.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
+
+
+def _params(point: Point) -> dict[str, Any]:
+    lam = {"lambda rule": point.lam} if point.number is None else {"lambda": point.number}
+    return {**lam, "seed": point.seed}
+
+
+def _is_one_too_many(trial: Trial, point: Point) -> bool:
+    """Whether the run is done already, or an earlier trial is at it."""
+    return any(
+        other.state.name == "COMPLETE"
+        or (other.state.name == "RUNNING" and other.number < trial.number)
+        for other in trials_of(trial.study, [point], "COMPLETE", "RUNNING")
+    )
+
+
+def _is_dead(trial: FrozenTrial, folder: Path) -> bool:
+    if HOST not in trial.user_attrs:
+        # Killed between taking the trial and saying so; no heartbeat may ever have been sent.
+        started = trial.datetime_start
+        age = datetime.now() - started if started else timedelta()
+        return age > timedelta(seconds=GRACE)
+    here = (socket.gethostname(), str(folder.resolve()))
+    if (trial.user_attrs[HOST], trial.user_attrs.get(FOLDER)) != here:
+        return False
+    lock = FileLock(folder / "trials" / f".{trial.user_attrs[POINT]}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _without_password(url: str) -> str:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url

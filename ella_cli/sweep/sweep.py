@@ -1,0 +1,219 @@
+"""A whole sweep: checked, run by one or more workers, and summed up when all runs are settled."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ella_cli import files
+from ella_cli.config import RunSettings
+from ella_cli.errors import EllaError, SettingsError
+from ella_cli.progress import SILENCE, Progress
+from ella_cli.report import figure, html
+from ella_cli.report.document import Document
+from ella_cli.sweep.document import sweep_document
+from ella_cli.sweep.outcome import (
+    Outcome,
+    best,
+    failures,
+    finished_runs,
+    outcome_json,
+    outcomes,
+    rivals,
+)
+from ella_cli.sweep.points import Point, sweep_name
+from ella_cli.sweep.study import fill_queue, open_study, release_dead, settled
+from ella_cli.sweep.worker import Job, work
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+FORMAT = 1
+_LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep; `document` is what is shown, `json` what sweep.json holds."""
+
+    document: Document
+    json: dict[str, Any]
+    outcomes: tuple[Outcome, ...]
+
+
+def run_sweep(
+    base: RunSettings,
+    points: Sequence[Point],
+    folder: Path,
+    *,
+    storage: str | None = None,
+    study_name: str | None = None,
+    processes: int = 1,
+    command: str = "",
+    progress: Progress = SILENCE,
+) -> Sweep:
+    """Runs what is not there yet, waits for the rest, and writes sweep.json, .svg, .png, .html.
+
+    Args:
+        base: settings of every run but for λ and seed; must hold out validation rows.
+        points: the runs.
+        folder: gets a run's folder for each point this machine works on, and the summary.
+        storage: an RDB URL as Optuna takes it; by default a SQLite file in `folder`.
+        study_name: of the study in it; by default made from the settings, so that the same
+            sweep on several machines is one.
+        processes: workers at the same time on this machine.
+
+    Raises:
+        SettingsError: no validation rows, or the folder belongs to another sweep.
+        StorageError: the storage cannot be used.
+        EllaError: data or model cannot be used, or runs were left unfinished by dead workers.
+    """
+    if base.validation < 1:
+        raise SettingsError(
+            "a sweep chooses λ, and must not choose it on test rows",
+            hint="hold rows out of train with --validation N, such as --validation 100",
+        )
+    name = study_name or sweep_name(base)
+    _claim(folder, name)
+    _check_tasks(base, points, progress)
+    url = storage or f"sqlite:///{(folder / 'study.db').resolve()}"
+    study = open_study(url, name)
+    release_dead(study, folder)
+    fill_queue(study, points, failed_too=True)
+    job = Job(base, tuple(points), folder, url, name, command)
+    if processes == 1:
+        work(job, progress)
+    else:
+        _work_together(job, processes, study, progress)
+    _check_finished(study, points)
+    return _summed_up(study, points, folder, name, progress)
+
+
+def _claim(folder: Path, name: str) -> None:
+    """Notes whose folder it is, or finds that it is this sweep's."""
+    record = folder / "study.json"
+    if not record.is_file():
+        files.write_json(record, {"format": FORMAT, "study": name})
+        return
+    theirs = files.read_json(record).get("study")
+    if theirs != name:
+        raise SettingsError(
+            f"{folder} holds the sweep {theirs}, whose settings differ from those of {name}",
+            hint="give another --output-dir; only λ, seeds and the device may differ",
+        )
+
+
+def _check_tasks(base: RunSettings, points: Sequence[Point], progress: Progress) -> None:
+    """Data that no run could use should stop the sweep, not fail every run of it."""
+    from ella_cli.sequence import load_tasks
+    from ella_cli.tasks import resolve_order
+
+    load_tasks(resolve_order(base.order), points[0].settings(base), progress)
+
+
+def _work_together(job: Job, count: int, study: Study, progress: Progress) -> None:
+    """Workers in processes of their own; they are ended if this one is interrupted."""
+    context = multiprocessing.get_context("spawn")
+    threads = None if "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // count)
+    workers: list[BaseProcess] = []
+    try:
+        for index in range(count):
+            own = replace(job, base=_on_device(job.base, index), threads=threads)
+            workers.append(context.Process(target=_work_quietly, args=(own,)))
+            workers[-1].start()
+        _watch(workers, job, study, progress)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+
+
+def _watch(workers: Sequence[BaseProcess], job: Job, study: Study, progress: Progress) -> None:
+    advance = progress.begin(f"sweep with {len(workers)} workers", len(job.points))
+    seen = 0
+    while True:
+        alive = any(worker.is_alive() for worker in workers)
+        now = len(settled(study, job.points))
+        if now > seen:
+            advance(now - seen, f"{now} of {len(job.points)} runs")
+            seen = now
+        if not alive:
+            return
+        time.sleep(_LOOK_SECONDS)
+
+
+def _work_quietly(job: Job) -> None:
+    if not sys.warnoptions:
+        # As the command's own process does: what libraries say to each other.
+        warnings.simplefilter("ignore", FutureWarning)
+    try:
+        work(job)
+    except KeyboardInterrupt:
+        # The parent says what there is to say.
+        raise SystemExit(130) from None
+
+
+def _on_device(base: RunSettings, index: int) -> RunSettings:
+    """Workers take turns on the GPUs, where there are several and none was named."""
+    import torch
+
+    gpus = torch.cuda.device_count() if base.device in ("auto", "cuda") else 0
+    return base.model_copy(update={"device": f"cuda:{index % gpus}"}) if gpus > 1 else base
+
+
+def _check_finished(study: Study, points: Sequence[Point]) -> None:
+    left = len(points) - len(settled(study, points))
+    if left:
+        raise EllaError(
+            f"{left} of {len(points)} runs are not finished: their workers ended early",
+            hint="the same command goes on with them",
+        )
+
+
+def _summed_up(
+    study: Study, points: Sequence[Point], folder: Path, name: str, progress: Progress
+) -> Sweep:
+    runs = finished_runs(study, points)
+    failed = failures(study, points)
+    if not runs:
+        raise EllaError(
+            f"every run failed, the first because {next(iter(failed.values()))}",
+            hint="try one of them with `ella run`",
+        )
+    grounds = {run.fingerprint for run in runs}
+    if len(grounds) > 1:
+        progress.warn(f"these runs stand on {len(grounds)} different base models")
+    found = outcomes(runs, failed, points)
+    winner = best(found)
+    assert winner is not None
+    document = sweep_document(f"sweep {name}", found)
+    summary = {
+        "format": FORMAT,
+        "study": name,
+        "best": winner.lam,
+        "not_told_apart": rivals(found, winner),
+        "outcomes": [outcome_json(one) for one in found],
+        "runs": [
+            {
+                "lambda": run.point.lam,
+                "seed": run.point.seed,
+                "folder": run.folder,
+                **run.figures,
+            }
+            for run in runs
+        ],
+    }
+    files.write_json(folder / "sweep.json", summary)
+    figure.write(document, folder / "sweep.svg")
+    figure.write(document, folder / "sweep.png")
+    html.write(document, folder / "sweep.html")
+    return Sweep(document, summary, tuple(found))

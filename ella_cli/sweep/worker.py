@@ -1,0 +1,97 @@
+"""Takes one run after another out of the study, until none is left to take."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ella_cli.config import RunSettings
+from ella_cli.errors import EllaError
+from ella_cli.progress import SILENCE, Progress
+from ella_cli.sweep.points import Point
+from ella_cli.sweep.study import (
+    ERROR,
+    RESULT,
+    fill_queue,
+    open_study,
+    release_dead,
+    run_folder,
+    take,
+    trials_of,
+)
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+# Seconds between looks at the runs of others, which may yet be left behind.
+_PATIENCE = 2.0
+# What the study keeps of a run's results, so that every machine can sum up.
+_KEPT = ("oa", "bwt", "forgetting", "learned", "fwt_zero_shot", "lambda", "base_model")
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know; it can be sent to another process."""
+
+    base: RunSettings
+    points: tuple[Point, ...]
+    folder: Path
+    storage: str
+    study: str
+    command: str = ""
+    threads: int | None = None
+
+
+def work(job: Job, progress: Progress = SILENCE) -> None:
+    """Runs what is waiting; returns when every run is done, failed, or cannot be gone on with."""
+    if job.threads is not None:
+        import torch
+
+        torch.set_num_threads(job.threads)
+    study = open_study(job.storage, job.study)
+    while True:
+        release_dead(study, job.folder)
+        fill_queue(study, job.points)
+        if trials_of(study, job.points, "WAITING"):
+            study.optimize(lambda trial: _run(trial, job, progress), n_trials=1, catch=(EllaError,))
+        elif trials_of(study, job.points, "RUNNING"):
+            # Should its worker die, its run is ours to go on with.
+            time.sleep(_PATIENCE)
+        else:
+            return
+
+
+def _run(trial: Trial, job: Job, progress: Progress) -> float:
+    """Objective of one trial: OA on held-out rows."""
+    from optuna import TrialPruned
+
+    from ella_cli.sequence import run_order
+
+    taken = take(trial, job.points, job.folder)
+    if taken is None:
+        raise TrialPruned("another trial has this run")
+    point, lock = taken
+    with lock:
+        progress.note(f"λ = {point.lam}, seed {point.seed}")
+        trial.set_user_attr("process", os.getpid())
+        try:
+            results = run_order(
+                point.settings(job.base),
+                run_folder(job.folder, point),
+                command=job.command,
+                progress=progress,
+            )
+        except EllaError as error:
+            # Its own fault, as a λ so large that the loss overflows: no reason to stop the others.
+            trial.set_user_attr(ERROR, error.message)
+            raise
+        trial.set_user_attr(RESULT, {name: results.get(name) for name in _KEPT})
+    return _score(results)
+
+
+def _score(results: dict[str, Any]) -> float:
+    assert isinstance(results["oa"], float), "every task is scored after the last"
+    return results["oa"]

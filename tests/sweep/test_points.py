@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from ella_cli.config import RunSettings
+from ella_cli.errors import SettingsError
+from ella_cli.sweep.points import lambda_order, points_of, sweep_name
+
+BASE = RunSettings(validation=10, seed=5)
+
+
+def test_every_lambda_meets_every_seed_one_seed_after_the_other() -> None:
+    points = points_of("0, 1e3,100000", 2, BASE)
+    assert [point.name for point in points] == [
+        "lambda-0-seed-5", "lambda-1000-seed-5", "lambda-100000-seed-5",
+        "lambda-0-seed-6", "lambda-1000-seed-6", "lambda-100000-seed-6",
+    ]  # fmt: skip
+    settings = points[4].settings(BASE)
+    assert (settings.lam, settings.seed, settings.validation) == (1000.0, 6, 10)
+
+
+@pytest.mark.parametrize(
+    ("lambdas", "words"),
+    [
+        ("0,banana", "--lambda banana"),
+        ("-1", "--lambda -1"),
+        ("nan", "--lambda nan"),
+        ("1e3,1000", "names 1000 twice"),
+        (" , ", "names no λ"),
+    ],
+)
+def test_a_lambda_that_no_run_takes_is_refused_before_any_run(lambdas: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        points_of(lambdas, 1, BASE)
+
+
+def test_a_method_without_a_penalty_has_nothing_to_sweep() -> None:
+    with pytest.raises(SettingsError, match="inclora has no penalty"):
+        points_of("0,1", 1, BASE.model_copy(update={"method": "inclora"}))
+
+
+def test_one_sweep_has_one_name_wherever_its_data_and_device_are() -> None:
+    from pathlib import Path
+
+    same = BASE.model_copy(update={"seed": 0, "lam": 3.0, "device": "cuda:1", "data": Path("/x")})
+    assert sweep_name(same) == sweep_name(BASE)
+    for other in ({"validation": 11}, {"learning_rate": 0.5}, {"order": "2"}, {"method": "olora"}):
+        assert sweep_name(BASE.model_copy(update=other)) != sweep_name(BASE)
+
+
+def test_numbers_go_by_size_and_words_last() -> None:
+    assert lambda_order(["auto", "100000", "0", "1000"]) == ["0", "1000", "100000", "auto"]
