@@ -15,12 +15,28 @@ the flag where Python does not allow the word (`lambda`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ella_cli.errors import SettingsError
 
+
+def _lambda(value: Any) -> Any:
+    """A number, "auto", or words joined by commas, one a task."""
+    if isinstance(value, str) and "," in value:
+        value = value.split(",")
+    if isinstance(value, list | tuple):
+        return tuple(_lambda(one) for one in value)
+    if isinstance(value, str) and value.strip() != "auto":
+        return float(value)
+    return value.strip() if isinstance(value, str) else value
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Lambda = Annotated[
+    Weight | Literal["auto"] | tuple[Weight | Literal["auto"], ...] | None, BeforeValidator(_lambda)
+]
 MethodName = Literal["ella", "inclora", "seqlora", "olora", "single", "joint"]
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
@@ -111,9 +127,17 @@ class OptimFields(Settings):
 
 class MethodFields(Settings):
     method: MethodName = _field("ella", "How earlier tasks are protected.", panel="Method")
-    lam: float | None = _field(
-        None, "Weight of the method's penalty; see `ella run --help`.",
-        panel="Method", flag="--lambda", ge=0, alias="lambda",
+    lam: Lambda = _field(
+        None,
+        "Weight of the method's penalty: a number, one a task joined by commas, or auto, which "
+        "finds it from --rho at the start of each task.",
+        panel="Method", flag="--lambda", alias="lambda",
+    )  # fmt: skip
+    rho: float = _field(
+        3.0,
+        "Strength for --lambda auto: what repeating the last task's update may cost, in first "
+        "losses of the new task.",
+        panel="Method", gt=0,
     )  # fmt: skip
     energy: Literal["sum", "abs", "rss", "curvature"] | None = _field(
         None,
@@ -202,7 +226,8 @@ def resolve_settings(
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        # Of a union, the location goes on with the kind that was tried.
+        name = str(first["loc"][0]) if first["loc"] else "settings"
         raise SettingsError(
             f"{name.replace('_', '-')} = {first['input']!r}: {first['msg'].lower()}",
             hint=f"`ella config-schema` lists every setting; {config or 'flags'} gave this one",

@@ -54,7 +54,7 @@ class OnlyWarnings(Silence):
 @contextmanager
 def showing_progress(output: Output) -> Iterator[Progress]:
     """Bars while the block runs; only warnings under --quiet."""
-    if output.quiet:
+    if output.quiet or not output.speaks:
         yield OnlyWarnings(output)
         return
     columns = (

@@ -95,9 +95,12 @@ def _flag(name: str, info: Any) -> inspect.Parameter:
 
 
 def _plain(annotation: Any) -> Any:
-    """The type a flag is read as: without None, and a tuple as words joined by commas."""
+    """The type a flag is read as: without None; words where it may be one of several."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, UnionType):
-        (annotation,) = (one for one in get_args(annotation) if one is not type(None))
+        kinds = [one for one in get_args(annotation) if one is not type(None)]
+        annotation = kinds[0] if len(kinds) == 1 else str
     return str if get_origin(annotation) is tuple else annotation
 
 

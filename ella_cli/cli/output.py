@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
+from ella_cli import processes
+
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr."),
@@ -43,20 +45,31 @@ class Output:
     stderr: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
 
     def __post_init__(self) -> None:
+        if self.quiet or not self.speaks or not self.stderr.is_terminal:
+            # The libraries' own bars; read by tqdm when it is imported, which is after this.
+            os.environ["TQDM_DISABLE"] = "1"
         if self.verbose:
             # Read by transformers when it is imported, which commands do after this.
             os.environ["TRANSFORMERS_VERBOSITY"] = "debug" if self.verbose > 1 else "info"
             logging.basicConfig(level=logging.DEBUG if self.verbose > 1 else logging.INFO)
 
+    @property
+    def speaks(self) -> bool:
+        """Of several processes one speaks; only errors are everyone's."""
+        return processes.is_main()
+
     def say(self, *words: RenderableType) -> None:
-        if not self.quiet:
+        if self.speaks and not self.quiet:
             self.stderr.print(*words)
 
     def warn(self, words: str) -> None:
-        self.stderr.print(f"[yellow]warning:[/] {words}")
+        if self.speaks:
+            self.stderr.print(f"[yellow]warning:[/] {words}")
 
     def result(self, document: Mapping[str, Any], *shown: RenderableType) -> None:
         """Prints `document` as JSON under --json, else what is `shown`."""
+        if not self.speaks:
+            return
         if self.as_json:
             json.dump(document, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
             sys.stdout.write("\n")

@@ -71,7 +71,7 @@ def run(
             settings, output_dir, single=single, command=command, progress=progress
         )
     folder = RunFolder(output_dir)
-    if report:
+    if report and output.speaks:
         write_html([output_dir], folder.report)
     output.result(document, matrix_table(read_run(output_dir)))
     output.say(

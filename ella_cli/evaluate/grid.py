@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ella_cli import files
+from ella_cli import files, processes
 from ella_cli.adapter import Adapter
 from ella_cli.config import EvalFields, EvaluateSettings
 from ella_cli.evaluate.decode import generate_answers, rank_labels
@@ -89,7 +89,9 @@ def evaluate_grid(
         [_finished(_path(folder, stage, task), own.get(i)) for i, task in enumerate(tasks)]
         for stage, own in zip(stages, keys, strict=True)
     ]
-    missing = [[i for i in own if row[i] is None] for own, row in zip(keys, grid, strict=True)]
+    missing = _share(
+        [[i for i in own if row[i] is None] for own, row in zip(keys, grid, strict=True)]
+    )
     rows_left = sum(len(tasks[i].test) for cells in missing for i in cells)
     advance = progress.begin("score", rows_left) if rows_left else _nobody
     for stage, own, row, cells in zip(stages, keys, grid, missing, strict=True):
@@ -106,6 +108,12 @@ def evaluate_grid(
                 document = _document(cell, stage, tasks[i], settings, own[i], seconds)
                 files.write_json(_path(folder, stage, tasks[i]), document)
                 row[i] = cell
+    if processes.count() > 1:
+        processes.wait()
+        for stage, own, row in zip(stages, keys, grid, strict=True):
+            row[:] = [
+                _finished(_path(folder, stage, task), own.get(i)) for i, task in enumerate(tasks)
+            ]
     return grid
 
 
@@ -145,6 +153,13 @@ def evaluation_of(settings: EvalFields) -> EvaluateSettings:
     """The evaluation's part of a run's settings."""
     kept = set(EvaluateSettings.model_fields)
     return EvaluateSettings(**settings.model_dump(include=kept))
+
+
+def _share(missing: list[list[int]]) -> list[list[int]]:
+    """Every n-th of the missing cells, where n processes score."""
+    flat = [(stage, i) for stage, cells in enumerate(missing) for i in cells]
+    mine = set(flat[processes.rank() :: processes.count()])
+    return [[i for i in cells if (stage, i) in mine] for stage, cells in enumerate(missing)]
 
 
 def _nobody(done: int, words: str) -> None:

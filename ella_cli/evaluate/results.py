@@ -21,7 +21,7 @@ def results_document(
     tasks: Sequence[Task],
     rows: Sequence[Row],
     base: Row | None,
-    single: Mapping[str, float] | None,
+    single: Mapping[str, Sequence[float]] | None,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything a run is judged by.
@@ -30,21 +30,26 @@ def results_document(
         tasks: the K tasks in order.
         rows: K rows of K cells; row j is after task j.
         base: the untouched model's cells, None where it was not run.
-        single: score by task name of each task trained alone, for plasticity FWT.
+        single: by task name, the row scores of each task trained alone, for plasticity FWT.
         facts: what the scores belong to: method, lambda, seed, decode, ...
+
+    Raises:
+        SettingsError: the tasks trained alone were scored on other test rows.
     """
     order = tuple(task.spec.name for task in tasks)
     matrix = AccuracyMatrix(
         order=order,
         matrix=tuple(_scores(row) for row in rows),
         base=_scores(base) if base is not None else None,
-        single=tuple(single.get(name) for name in order) if single is not None else None,
+        single=tuple(_mean(single.get(name)) for name in order) if single is not None else None,
     )
     stages = dict(zip(order, rows, strict=True)) | ({"base": base} if base is not None else {})
     row_scores = {
         stage: {name: list(cell.rows) for name, cell in zip(order, row, strict=True) if cell}
         for stage, row in stages.items()
     }
+    if single is not None:
+        row_scores["single"] = _same_rows(single, tasks)
     return {
         "format": FORMAT,
         **matrix.to_json(),
@@ -54,8 +59,8 @@ def results_document(
     }
 
 
-def single_scores(run: Path) -> dict[str, float]:
-    """Score by task of a finished `--method single` run: its diagonal.
+def single_rows(run: Path) -> dict[str, list[float]]:
+    """Row scores by task of a finished `--method single` run: its diagonal.
 
     Raises:
         SettingsError: the run is of another method.
@@ -67,9 +72,25 @@ def single_scores(run: Path) -> dict[str, float]:
             f"{run} is a run of {document.get('method')}, not of single",
             hint="make one with `ella run --method single` on the same order and settings",
         )
-    diagonal = [row[i] for i, row in enumerate(document["matrix"])]
-    pairs = zip(document["order"], diagonal, strict=True)
-    return {name: score for name, score in pairs if score is not None}
+    rows = document["row_scores"]
+    return {name: rows[name][name] for name in document["order"] if name in rows.get(name, {})}
+
+
+def _same_rows(
+    single: Mapping[str, Sequence[float]], tasks: Sequence[Task]
+) -> dict[str, list[float]]:
+    counts = {task.spec.name: len(task.test) for task in tasks}
+    for name, rows in single.items():
+        if counts.get(name, len(rows)) != len(rows):
+            raise SettingsError(
+                f"{name} was scored alone on {len(rows)} test rows, here on {counts[name]}",
+                hint="make the run of single with the same --limit-test",
+            )
+    return {name: list(rows) for name, rows in single.items() if name in counts}
+
+
+def _mean(rows: Sequence[float] | None) -> float | None:
+    return sum(rows) / len(rows) if rows else None
 
 
 def _scores(row: Row) -> tuple[float | None, ...]:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ella_cli import processes
 from ella_cli.errors import ModelError
 from ella_cli.model.source import resolve_source
 
@@ -74,8 +75,13 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
 
     # Progress is for the caller to show; the library's bars would be drawn into it.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    where = resolve_source(source)
     target = torch.device(default_device() if device == "auto" else device)
+    if target == torch.device("cuda"):
+        target = torch.device("cuda", processes.local_rank())
+    processes.join(cpu=target.type == "cpu")
+    # What has to be unpacked is unpacked once.
+    with processes.main_first():
+        where = resolve_source(source)
     chosen = default_dtype(target) if dtype == "auto" else getattr(torch, dtype)
     try:
         config = AutoConfig.from_pretrained(where)

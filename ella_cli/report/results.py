@@ -74,10 +74,15 @@ class RunResults:
 
     @property
     def label(self) -> str:
-        """The method with its λ, as a heading or a legend names it."""
+        """The method with its energy and λ, as a heading or a legend names it."""
+        energy = self.document.get("energy")
+        name = self.method if energy in (None, "sum") else f"{self.method} {energy}"
+        if self.document.get("lambda") == "auto":
+            rho = _number(self.document.get("rho"))
+            return f"{name} λ=auto" + (f" ρ={rho:g}" if rho not in (None, 3.0) else "")
         if self.lam is None or self.lam == 0:
-            return self.method
-        return f"{self.method} λ={self.lam:g}"
+            return name
+        return f"{name} λ={self.lam:g}"
 
 
 def read_run(folder: Path) -> RunResults:

@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ella_cli import files
+from ella_cli import files, processes
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import DataFields, EvaluateSettings, RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.evaluate.grid import Cell, Stage, evaluate_grid, evaluation_of
-from ella_cli.evaluate.results import results_document, single_scores
+from ella_cli.evaluate.results import results_document, single_rows
 from ella_cli.model.base import Base, load_base
 from ella_cli.model.fold import Fold
 from ella_cli.past import accumulate, read_past
@@ -25,8 +25,8 @@ from ella_cli.past.record import Energy
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.run_folder import RunFolder, method_of, stage_name, stage_names
 from ella_cli.tasks import Task, load_task, resolve_order
-from ella_cli.training.methods import METHODS, Method
-from ella_cli.training.task import Assignment, penalty_weight, train_task
+from ella_cli.training.methods import Method
+from ella_cli.training.task import Assignment, train_task
 
 
 def run_order(
@@ -56,8 +56,11 @@ def run_order(
     facts = {
         "base": {"model": settings.model, "fingerprint": base().fingerprint},
         "data_fingerprints": {task.spec.name: task.fingerprint for task in tasks},
+        # They decide the global batch.
+        "processes": processes.count(),
     }
-    run.claim(settings, [task.spec.name for task in tasks], command, facts)
+    with processes.main_first():
+        run.claim(settings, [task.spec.name for task in tasks], command, facts)
     adapters = train_stages(run, base, tasks, settings, progress)
     return _score(run, base, tasks, adapters, settings, evaluation_of(settings), single, progress)
 
@@ -148,9 +151,9 @@ def evaluate_adapters(
         "adapters": [str(adapter.path) for adapter in adapters],
         **_evaluation_facts(evaluation, base().fingerprint),
     }
-    alone = single_scores(single) if single else None
+    alone = single_rows(single) if single else None
     document = results_document(tasks, rows, grid[0], alone, facts)
-    files.write_json(run.results, document)
+    _write_results(run, document)
     return document
 
 
@@ -220,6 +223,11 @@ def _bring_past_up(
     """Adds the adapters that the past does not hold yet."""
     if not method.summed:
         return
+    with processes.main_first():
+        _add_missing(run, adapters, energy)
+
+
+def _add_missing(run: RunFolder, adapters: Sequence[Adapter], energy: Energy | None) -> None:
     held = {task.digest for task in read_past(run.past).tasks} if run.past.is_file() else set()
     missing = [adapter.path for adapter in adapters if adapter.digest not in held]
     if missing:
@@ -261,11 +269,17 @@ def _score(
         tasks,
         rows,
         untouched,
-        single_scores(single) if single else None,
-        _facts(settings, evaluation, base().fingerprint),
+        single_rows(single) if single else None,
+        _facts(settings, adapters, evaluation, base().fingerprint),
     )
-    files.write_json(run.results, document)
+    _write_results(run, document)
     return document
+
+
+def _write_results(run: RunFolder, document: Mapping[str, Any]) -> None:
+    if processes.is_main():
+        files.write_json(run.results, document)
+    processes.wait()
 
 
 def ground_of(adapter: Adapter) -> str | None:
@@ -278,11 +292,19 @@ def _empty_rows(count: int, width: int) -> list[list[Cell | None]]:
 
 
 def _facts(
-    settings: RunSettings, evaluation: EvaluateSettings, fingerprint: str
+    settings: RunSettings,
+    adapters: Sequence[Adapter],
+    evaluation: EvaluateSettings,
+    fingerprint: str,
 ) -> Mapping[str, Any]:
+    method = method_of(settings)
+    asked = method.lam if settings.lam is None else settings.lam
     return {
         "method": settings.method,
-        "lambda": penalty_weight(settings) if METHODS[settings.method].penalty else 0.0,
+        "lambda": asked if method.penalty else 0.0,
+        # What it was for each stage: found anew for each with `auto`.
+        "lambdas": [(adapter.manifest or {}).get("lambda") for adapter in adapters],
+        "rho": settings.rho if asked == "auto" else None,
         "energy": (settings.energy or "sum") if settings.method == "ella" else None,
         "seed": settings.seed,
         **_evaluation_facts(evaluation, fingerprint),

@@ -86,7 +86,11 @@ class RunFolder:
             files.write_json(self.record, document)
             return
         theirs = files.read_json(self.record)
-        before = {**theirs["settings"], **{name: theirs.get(name) for name in facts}}
+        before = {
+            "processes": 1,
+            **theirs["settings"],
+            **{n: theirs[n] for n in facts if n in theirs},
+        }
         for name, value in {**ours, **facts}.items():
             if name not in _FREE and before.get(name) != value:
                 raise SettingsError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class Method:
             after a stage is that sum; otherwise the stage's own adapter is all there is.
         carried: the last stage's adapter is trained on, instead of a fresh one.
         joint: all tasks are one stage.
-        lam: the weight of the penalty unless the user gives one.
+        lam: the weight of the penalty unless the user gives one; `strength` knows "auto".
         penalty: what is added to the loss, None for nothing.
     """
 
@@ -61,7 +62,7 @@ class Method:
     summed: bool = False
     carried: bool = False
     joint: bool = False
-    lam: float = 0.0
+    lam: float | Literal["auto"] = 0.0
     penalty: Callable[[Situation], Penalty | None] | None = None
 
 
@@ -127,7 +128,7 @@ METHODS: dict[str, Method] = {
         Method(
             "ella",
             summed=True,
-            lam=1e4,
+            lam="auto",
             penalty=ella_penalty,
         ),
         Method("inclora", summed=True),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ella_cli import files
+from ella_cli import files, processes
 from ella_cli.adapter import Adapter
 from ella_cli.config import DataFields, TrainSettings
 from ella_cli.curvature import Measured
@@ -21,6 +21,7 @@ from ella_cli.model.base import Base
 from ella_cli.model.fold import Fold
 from ella_cli.model.lora import attach_lora, detach_lora, lora_layers, update_norms
 from ella_cli.past import Past
+from ella_cli.penalty import CurvaturePenalty
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.tasks import Task, build_prompt
 from ella_cli.tasks.batches import Encoder
@@ -29,6 +30,7 @@ from ella_cli.training.checkpoints import last_checkpoint
 from ella_cli.training.manifest import FORMAT, MANIFEST, curves, model_card, versions
 from ella_cli.training.measuring import measure_task, write_measured
 from ella_cli.training.methods import METHODS, Method, Situation
+from ella_cli.training.strength import Strength, found_strength, given_strength
 from ella_cli.training.trainer import StepWatch, TaskTrainer, build_trainer, restore_weights
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def train_task(
         model = _with_lora(base, assignment, settings, method)
         checkpoints = _checkpoint_folder(base, assignment, settings, folder)
         try:
-            trainer = _trainer(base, model, rows, assignment, settings, checkpoints)
+            trainer = _trainer(base, model, rows, assignment, settings, checkpoints, progress)
             _run(trainer, assignment, settings, folder, progress)
             manifest = _manifest(base, trainer, assignment, settings)
             if trainer.is_world_process_zero():
@@ -108,10 +110,13 @@ def train_task(
                 manifest["seconds"] = round(time.monotonic() - started, 2)
                 _write(model, manifest, measured, settings, folder)
                 shutil.rmtree(checkpoints, ignore_errors=True)
+            processes.wait()
+            if not processes.is_main():
+                manifest = files.read_json(folder / MANIFEST)
         finally:
             detach_lora(model)
             # Trainer makes the folder whether or not anything is ever saved there.
-            if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+            if processes.is_main() and checkpoints.is_dir() and not any(checkpoints.iterdir()):
                 checkpoints.rmdir()
     return manifest
 
@@ -135,11 +140,6 @@ def stage_seed(settings: TrainSettings, order_index: int) -> int:
     return settings.seed * 1000 + order_index
 
 
-def penalty_weight(settings: TrainSettings) -> float:
-    """λ as given, or the method's own."""
-    return METHODS[settings.method].lam if settings.lam is None else settings.lam
-
-
 def _with_lora(
     base: Base, assignment: Assignment, settings: TrainSettings, method: Method
 ) -> PeftModel:
@@ -156,11 +156,13 @@ def _trainer(
     assignment: Assignment,
     settings: TrainSettings,
     checkpoints: Path,
+    progress: Progress,
 ) -> TaskTrainer:
     seed = stage_seed(settings, assignment.order_index)
     trainer = build_trainer(base, model, rows, settings, seed=seed, checkpoints=checkpoints)
-    trainer.lam = penalty_weight(settings)
     method = METHODS[settings.method]
+    given = given_strength(settings, assignment.order_index)
+    trainer.strength = given or Strength(0.0)
     if method.penalty is not None:
         situation = Situation(
             model=model,
@@ -168,10 +170,22 @@ def _trainer(
             earlier=assignment.earlier,
             energy=settings.energy,
             olora_l2=settings.olora_l2,
-            lam=trainer.lam,
+            lam=trainer.strength.lam,
             share=(trainer.args.process_index, trainer.args.world_size),
         )
         trainer.penalty = method.penalty(situation)
+    if given is None and trainer.penalty is not None and assignment.past is not None:
+        trainer.strength = found_strength(
+            base,
+            assignment.past,
+            rows,
+            trainer.data_collator,
+            curvature=isinstance(trainer.penalty, CurvaturePenalty),
+            names=tuple(lora_layers(model)),
+            rho=settings.rho,
+        )
+        progress.note(f"{assignment.name}: {trainer.strength}")
+    trainer.lam = trainer.strength.lam
     return trainer
 
 
@@ -184,6 +198,7 @@ def _checkpoint_folder(
         [task.fingerprint for task in assignment.tasks],
         assignment.past.digest if assignment.past else None,
         settings.model_dump(mode="json", exclude={"save_steps", "device"}),
+        processes.count(),
     ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return folder.parent / f".{folder.name}.checkpoints-{key}"
@@ -200,7 +215,15 @@ def _run(
     output = Path(str(trainer.args.output_dir))
     checkpoint = last_checkpoint(output)
     steps = trainer.planned_steps()
-    trainer.add_callback(StepWatch(trainer, progress.begin(f"train {assignment.name}", steps)))
+    trainer.add_callback(
+        StepWatch(
+            trainer,
+            progress.begin(f"train {assignment.name}", steps),
+            progress.warn,
+            assignment.name,
+            [task.update_norm for task in assignment.past.tasks] if assignment.past else [],
+        )
+    )
     if checkpoint:
         progress.note(f"going on from {checkpoint.name} of {assignment.name}")
     try:
@@ -210,8 +233,10 @@ def _run(
             raise
         restore_weights(model, trainer.good)
         kept = folder.with_name(f"{folder.name}.last-good")
-        with files.new_folder(kept) as temporary:
-            model.save_pretrained(temporary, save_embedding_layers=False)
+        if processes.is_main():
+            with files.new_folder(kept) as temporary:
+                model.save_pretrained(temporary, save_embedding_layers=False)
+        processes.wait()
         raise NonFiniteError(
             f"{error.message}; the last good adapter is in {kept}", hint=error.hint
         ) from error
@@ -232,7 +257,8 @@ def _manifest(
         "task": assignment.name,
         "order_index": assignment.order_index,
         "method": settings.method,
-        "lambda": penalty_weight(settings),
+        "lambda": trainer.lam,
+        "strength": trainer.strength.facts(),
         "seed": settings.seed,
         "rank": settings.lora_rank,
         "scale": scale,

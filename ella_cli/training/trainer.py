@@ -7,7 +7,7 @@ encoder-decoders alike, whatever the number of micro-batches and processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,11 @@ from ella_cli.model.lora import update_norms
 from ella_cli.progress import Advance
 from ella_cli.tasks.batches import IGNORED, Collator
 from ella_cli.training.checkpoints import whole_checkpoint
+from ella_cli.training.manifest import curves
 from ella_cli.training.mixin import EllaTrainerMixin
 from ella_cli.training.row_order import RowOrder
+from ella_cli.training.signs import Course
+from ella_cli.training.strength import Strength
 
 # A curve has at most about this many points, so that long trainings stay readable and small.
 _CURVE_POINTS = 200
@@ -43,10 +46,12 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
     Attributes:
         step_ce: cross-entropy of the step under way, nats per answer token.
         good: the trained weights at the last step whose loss was finite.
+        strength: its λ, and how it was found.
     """
 
     step_ce: float = 0.0
     good: dict[str, Tensor]
+    strength: Strength
 
     def compute_loss(
         self,
@@ -65,7 +70,7 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         assert self.last_loss is not None
         self.step_ce += self.last_loss.item()
-        if not math.isfinite(loss.item()):
+        if not self._finite_everywhere(loss):
             raise NonFiniteError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1} "
                 f"(cross-entropy {self.step_ce:.4g})",
@@ -95,6 +100,13 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         with whole_checkpoint(folder, wait, main=self.is_world_process_zero()):
             super()._save_checkpoint(model, trial)
 
+    def _finite_everywhere(self, loss: Tensor) -> bool:
+        """Whether the loss is a number in every process: they stop together."""
+        if self.args.world_size == 1:
+            return math.isfinite(loss.item())
+        count: Tensor = self.accelerator.reduce(torch.isfinite(loss.detach()).float(), "sum")
+        return count.item() == float(self.args.world_size)
+
     def planned_steps(self) -> int:
         """Optimizer steps a whole training will take."""
         if self.args.max_steps > 0:
@@ -104,19 +116,40 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         return math.ceil(per_epoch * self.args.num_train_epochs)
 
     def point(self) -> dict[str, float]:
-        """What the curves get for the step just taken."""
+        """What the curves get for the step just taken, as the mean of all processes' shares."""
         penalty = 0.0 if self.last_penalty is None else self.last_penalty.item()
+        shares = torch.tensor([self.step_ce, penalty], device=self.args.device)  # (2,)
+        ce, penalty = self.accelerator.reduce(shares, "mean").tolist()
         assert isinstance(self.model, nn.Module)
         norms = update_norms(self.model).values()
-        return {"ce": self.step_ce, "penalty": penalty, "update_norm": math.hypot(*norms)}
+        return {"ce": ce, "penalty": penalty, "update_norm": math.hypot(*norms)}
 
 
 class StepWatch(TrainerCallback):
-    """Follows the steps: curve points into the trainer's log, a word to whoever shows progress."""
+    """Follows the steps: curve points into the trainer's log, a word to whoever shows progress.
 
-    def __init__(self, trainer: TaskTrainer, advance: Advance) -> None:
+    Args:
+        trainer: whose steps.
+        advance: told of every step: CE, λ · penalty and their ratio, ‖ΔW‖ against the past's.
+        warn: told once of each sign that the penalty does too much or nothing.
+        task: its name.
+        past_norms: ‖ΔW‖_F of the past tasks, oldest first.
+    """
+
+    def __init__(
+        self,
+        trainer: TaskTrainer,
+        advance: Advance,
+        warn: Callable[[str], None],
+        task: str,
+        past_norms: Sequence[float],
+    ) -> None:
         self._trainer = trainer
         self._advance = advance
+        self._warn = warn
+        self._task = task
+        self._usual = sorted(past_norms)[len(past_norms) // 2] if past_norms else 0.0
+        self._warned: set[str] = set()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -132,12 +165,38 @@ class StepWatch(TrainerCallback):
         every = max(1, state.max_steps // _CURVE_POINTS)
         if state.global_step % every == 0 or state.global_step == state.max_steps:
             trainer.log(trainer.point())
-        weighted = trainer.lam * (
-            trainer.last_penalty.item() if trainer.last_penalty is not None else 0
-        )
-        beside = f" + penalty {weighted:.3f}" if trainer.penalty is not None else ""
-        self._advance(1, f"loss {trainer.step_ce:.3f}{beside}")
+        self._advance(1, self._words())
         trainer.step_ce = 0.0
+        if state.global_step in (state.max_steps // 2, state.max_steps):
+            self._warn_of_signs()
+
+    def _words(self) -> str:
+        trainer = self._trainer
+        words = f"loss {trainer.step_ce:.3f}"
+        if trainer.penalty is None or trainer.last_penalty is None:
+            return words
+        weighted = trainer.lam * trainer.last_penalty.item()
+        share = f" ({weighted / trainer.step_ce:.0%})" if trainer.step_ce else ""
+        assert isinstance(trainer.model, nn.Module)
+        norm = math.hypot(*update_norms(trainer.model).values())
+        return f"{words} + penalty {weighted:.3f}{share}  ‖ΔW‖ {norm:.2f} of {self._usual:.2f}"
+
+    def _warn_of_signs(self) -> None:
+        trainer = self._trainer
+        curve = curves(trainer.state.log_history, trainer.lam)
+        course = Course(
+            self._task,
+            curve["ce"],
+            curve["weighted_penalty"],
+            curve["update_norm"],
+            trainer.lam,
+            self._usual,
+            protects=trainer.penalty is not None,
+        )
+        for sign in course.signs():
+            if sign.kind not in self._warned:
+                self._warned.add(sign.kind)
+                self._warn(sign.text)
 
 
 def build_trainer(

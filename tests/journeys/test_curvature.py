@@ -18,9 +18,9 @@ def _train(ella: Any, model: Path, task: str, out: str, *more: object, **how: An
 
 
 def test_a_second_task_is_held_off_what_the_first_depends_on(
-    ella: Any, tiny_model: Path, own_tasks: Path, tmp_path: Path
+    ella: Any, tiny_t5: Path, own_tasks: Path, tmp_path: Path
 ) -> None:
-    first = json.loads(_train(ella, tiny_model, "animals", "a1").stdout)
+    first = json.loads(_train(ella, tiny_t5, "animals", "a1").stdout)
     assert first["curvature"]["rows"] == 24
     assert 0 <= first["curvature"]["largest_dropped_share"]["g"] < 1
     assert (tmp_path / "a1" / "curvature.safetensors").is_file()
@@ -30,13 +30,13 @@ def test_a_second_task_is_held_off_what_the_first_depends_on(
     for lam in (1, 1e9):
         out = f"a2-{lam:g}"
         second = json.loads(
-            _train(ella, tiny_model, "colours", out, "--past", "w", "--lambda", lam).stdout
+            _train(ella, tiny_t5, "colours", out, "--past", "w", "--lambda", lam).stdout
         )
         norms.append(second["update_norm"])
         costs.append(second["curves"]["penalty"][-1])
     # The paper's energy in the same file, one flag away.
     plain = json.loads(
-        _train(ella, tiny_model, "colours", "a3", "--past", "w", "--energy", "sum").stdout
+        _train(ella, tiny_t5, "colours", "a3", "--past", "w", "--energy", "sum").stdout
     )
     assert costs[1] < costs[0] / 10
     assert norms[1] < norms[0]
@@ -44,11 +44,11 @@ def test_a_second_task_is_held_off_what_the_first_depends_on(
 
 
 def test_what_is_measured_later_equals_what_training_measured(
-    ella: Any, tiny_model: Path, own_tasks: Path, tmp_path: Path
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
 ) -> None:
-    _train(ella, tiny_model, "animals", "a1")
+    _train(ella, tiny_llama, "animals", "a1")
     ella("accumulate", "a1", "--past", "w")
-    _train(ella, tiny_model, "colours", "a2", "--past", "w")
+    _train(ella, tiny_llama, "colours", "a2", "--past", "w")
     # Seeds of stage 0 and 1 of seed 0.
     for name, task, seed, past in (
         ("a1", "animals", 0, ()),

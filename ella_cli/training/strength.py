@@ -1,0 +1,148 @@
+"""λ from a strength without units, so that one default serves any model, rank and scale.
+
+The penalty is of fourth order in weights, so its λ carries the units of their inverse: published
+values run from 3e4 to 5e8. `auto` asks instead what repeating the last task's work would cost:
+
+    λ = ρ · CE₀ / penalty(ΔW_ref),    ΔW_ref = W_past · ‖ΔW_last‖ / ‖W_past‖
+
+"an update as large as the last one, along the past, costs ρ times the task's first loss". CE₀ is
+the cross-entropy before the first step. ΔW_ref is known to both stores, and is the last update
+itself after one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ella_cli.config import TrainSettings
+from ella_cli.errors import SettingsError
+from ella_cli.kernels import Factors
+from ella_cli.model.base import Base
+from ella_cli.past import Past
+from ella_cli.tasks.batches import IGNORED
+from ella_cli.training.methods import METHODS
+
+_ROWS = 32
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A λ and how it was found.
+
+    Attributes:
+        lam: the number.
+        rho, first_loss, reference_cost: of `auto`, None where λ was given as a number.
+    """
+
+    lam: float
+    rho: float | None = None
+    first_loss: float | None = None
+    reference_cost: float | None = None
+
+    def facts(self) -> dict[str, float | None]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.rho is None:
+            return f"λ = {self.lam:g}"
+        return (
+            f"λ = {self.lam:.3g} (auto: ρ = {self.rho:g}, first loss {self.first_loss:.3g}, "
+            f"penalty of an update like the last {self.reference_cost:.3g})"
+        )
+
+
+def given_strength(settings: TrainSettings, index: int) -> Strength | None:
+    """The λ that the settings name for task `index`; None where it is to be found.
+
+    Raises:
+        SettingsError: a list of λ that is too short, or `auto` for a method that has no such rule.
+    """
+    method = METHODS[settings.method]
+    lam = method.lam if settings.lam is None else settings.lam
+    if isinstance(lam, tuple):
+        if index >= len(lam):
+            raise SettingsError(
+                f"--lambda names {len(lam)} values, and this is task {index + 1}",
+                hint="give one a task, the first included, or a single value for all",
+            )
+        lam = lam[index]
+    if lam != "auto":
+        return Strength(float(lam))
+    if settings.method != "ella":
+        raise SettingsError(
+            f"--lambda auto is a rule for method ella, not for {settings.method}",
+            hint="give --lambda a number",
+        )
+    return None
+
+
+def found_strength(
+    base: Base,
+    past: Past,
+    rows: Sequence[Mapping[str, list[int]]],
+    collate: Any,
+    *,
+    curvature: bool,
+    names: Sequence[str],
+    rho: float,
+) -> Strength:
+    """The λ of `auto` for a task that starts now, on the model as it stands (B = 0).
+
+    Args:
+        rows: the task's encoded train rows; the first few are looked at.
+        collate: as training uses it.
+        curvature: whether the penalty is the curvature's.
+        names: the modules that are adapted.
+        rho: what repeating the last update may cost, in first losses.
+    """
+    first = first_loss(base, rows, collate)
+    cost = reference_cost(past, names, curvature=curvature)
+    lam = rho * first / cost if cost > 0 else 0.0
+    return Strength(lam, rho, first, cost)
+
+
+def first_loss(base: Base, rows: Sequence[Mapping[str, list[int]]], collate: Any) -> float:
+    """Mean cross-entropy per answer token over the first rows, nats."""
+    total, tokens = 0.0, 0
+    was_training = base.model.training
+    base.model.train(False)
+    with torch.inference_mode():
+        for start in range(0, min(_ROWS, len(rows)), _BATCH):
+            batch = collate(rows[start : min(start + _BATCH, _ROWS)])
+            batch = {name: value.to(base.device) for name, value in batch.items()}
+            labels = batch.pop("labels").flatten()
+            batch.pop("shift_labels", None)
+            logits = base.model(**batch).logits.float().flatten(0, -2)  # (tokens, V)
+            total += float(
+                nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+            )
+            tokens += int((labels != IGNORED).sum())
+    base.model.train(was_training)
+    return total / max(tokens, 1)
+
+
+def reference_cost(past: Past, names: Sequence[str], *, curvature: bool) -> float:
+    """The penalty, without λ, of an update along W_past as large as the last task's."""
+    square = cost = 0.0
+    for name in names:
+        delta = past.delta(name)  # (M, N) f32
+        square += float(delta.square().sum(dtype=torch.float64))
+        if curvature:
+            cost += sum(_rise(delta, term.u, term.v) for term in past.curvature(name))
+        else:
+            energy = past.operand(name)
+            dense = energy.dense() if isinstance(energy, Factors) else energy.float()
+            cost += float((delta * dense).square().sum(dtype=torch.float64))
+    if not square or not past.tasks:
+        return 0.0
+    return cost * past.tasks[-1].update_norm ** 2 / square
+
+
+def _rise(delta: Tensor, u: Tensor, v: Tensor) -> float:
+    return 0.5 * float(((u.T @ delta) @ v).square().sum(dtype=torch.float64))

@@ -1,0 +1,66 @@
+"""results.json: tasks trained alone bring their rows, so that plasticity has an interval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ella_cli import files
+from ella_cli.errors import SettingsError
+from ella_cli.evaluate.grid import Cell
+from ella_cli.evaluate.results import results_document, single_rows
+from ella_cli.report.metrics import bootstrap
+from ella_cli.report.results import read_run
+from ella_cli.tasks import Task, load_task
+
+
+@pytest.fixture
+def tasks() -> list[Task]:
+    return [load_task(name, limit=4) for name in ("demo-topic", "demo-mood")]
+
+
+def _cell(*rows: float) -> Cell:
+    return Cell(sum(rows) / len(rows), rows, ("",) * len(rows))
+
+
+def _rows() -> list[list[Cell | None]]:
+    return [[_cell(1, 1, 0, 1), _cell(0, 0, 0, 1)], [_cell(1, 0, 0, 1), _cell(1, 1, 1, 0)]]
+
+
+def test_rows_of_single_travel_with_the_results(tasks: list[Task], tmp_path: Path) -> None:
+    alone = results_document(
+        tasks,
+        [[_cell(1, 1, 1, 1), None], [None, _cell(1, 1, 0, 0)]],
+        None,
+        None,
+        {"method": "single"},
+    )
+    (tmp_path / "single").mkdir()
+    files.write_json(tmp_path / "single" / "results.json", alone)
+    rows = single_rows(tmp_path / "single")
+    assert rows == {"demo-topic": [1, 1, 1, 1], "demo-mood": [1, 1, 0, 0]}
+
+    document = results_document(tasks, _rows(), None, rows, {"method": "ella", "lambda": 1.0})
+    assert document["single"] == [1.0, 0.5]
+    assert document["fwt_plasticity"] == pytest.approx(0.25)
+    assert document["row_scores"]["single"] == rows
+    (tmp_path / "run").mkdir()
+    files.write_json(tmp_path / "run" / "results.json", document)
+    interval = bootstrap(read_run(tmp_path / "run"))["fwt_plasticity"]
+    assert interval is not None
+    assert interval.low <= 0.25 <= interval.high
+    assert interval.low < interval.high
+
+
+def test_other_test_rows_are_refused(tasks: list[Task]) -> None:
+    with pytest.raises(SettingsError, match="demo-mood was scored alone on 3 test rows, here on 4"):
+        results_document(tasks, _rows(), None, {"demo-mood": [1, 0, 1]}, {})
+
+
+def test_only_a_run_of_single_is_taken(tasks: list[Task], tmp_path: Path) -> None:
+    files.write_json(
+        tmp_path / "results.json", results_document(tasks, _rows(), None, None, {"method": "ella"})
+    )
+    with pytest.raises(SettingsError, match="not of single"):
+        single_rows(tmp_path)

@@ -1,0 +1,113 @@
+"""λ found from a strength without units: equal work for any scale, both stores, either penalty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ella_cli.adapter import Adapter, read_adapter
+from ella_cli.config import TrainSettings
+from ella_cli.errors import SettingsError
+from ella_cli.model.base import load_base
+from ella_cli.past import Past, accumulate, read_past
+from ella_cli.tasks import load_task
+from ella_cli.tasks.batches import Collator
+from ella_cli.training.strength import first_loss, given_strength, reference_cost
+from ella_cli.training.task import Assignment, encode_rows, train_task
+from tests.past.conftest import SHAPES, make_adapter  # noqa: F401  (a fixture)
+from tests.past.test_curvature import MakeAdapter, measured, of_adapter
+
+
+@pytest.fixture
+def two(make_adapter: MakeAdapter) -> list[Adapter]:  # noqa: F811
+    return [read_adapter(measured(make_adapter(f"task{i}", i), 100 + i)) for i in range(2)]
+
+
+def _delta(adapter: Adapter, name: str) -> torch.Tensor:
+    update = adapter.update(name)
+    return (update.scale * update.b @ update.a).double()
+
+
+def test_after_one_task_the_reference_is_that_tasks_own_update(two: list[Adapter]) -> None:
+    past = Past.of(two[:1])
+    coordinates = sum(float(_delta(two[0], name).pow(4).sum()) for name in SHAPES)
+    found = reference_cost(past, past.names, curvature=False)
+    assert found == pytest.approx(coordinates, rel=1e-5)
+    curvature = 0.0
+    for name in SHAPES:
+        term = of_adapter(two[0].path, name)
+        product = term.u.double().T @ _delta(two[0], name) @ term.v.double()
+        curvature += 0.5 * float(product.square().sum())
+    found = reference_cost(past, past.names, curvature=True)
+    assert found == pytest.approx(curvature, rel=1e-5)
+
+
+def test_after_two_it_is_the_past_as_large_as_the_last_update(
+    two: list[Adapter], tmp_path: Path
+) -> None:
+    sums = {name: sum(_delta(one, name) for one in two) for name in SHAPES}
+    square = sum(float(one.square().sum()) for one in sums.values())
+    last = sum(float(_delta(two[1], name).square().sum()) for name in SHAPES)
+    expected = sum(float(one.pow(4).sum()) for one in sums.values()) * last / square
+    for store in ("factored", "dense"):
+        accumulate([one.path for one in two], tmp_path / store, store=store)  # type: ignore[arg-type]
+        past = read_past(tmp_path / store)
+        found = reference_cost(past, past.names, curvature=False)
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_given_is_taken_task_by_task() -> None:
+    numbers = TrainSettings.model_validate({"lambda": "0,1e3,auto"})
+    assert given_strength(numbers, 1).lam == 1000  # type: ignore[union-attr]
+    assert given_strength(numbers, 2) is None
+    with pytest.raises(SettingsError, match="names 3 values, and this is task 4"):
+        given_strength(numbers, 3)
+    with pytest.raises(SettingsError, match="not for olora"):
+        given_strength(TrainSettings.model_validate({"lambda": "auto", "method": "olora"}), 0)
+    assert given_strength(TrainSettings(), 0) is None
+    assert given_strength(TrainSettings(method="olora"), 0).lam == 0.5  # type: ignore[union-attr]
+
+
+def test_the_first_loss_is_the_mean_over_answer_tokens(tiny_model: Path) -> None:
+    base = load_base(str(tiny_model), dtype="float32", device="cpu")
+    rows = encode_rows(base, [load_task("demo-topic", limit=40)], TrainSettings())
+    pad = base.tokenizer.pad_token_id
+    assert isinstance(pad, int)
+    start = getattr(base.model.config, "decoder_start_token_id", None)
+    collate = Collator(pad, base.kind, start if start is not None else pad)
+    total, tokens = 0.0, 0
+    for row in rows[:32]:
+        ids = torch.tensor([row["input_ids"]])
+        answer = torch.tensor(row["labels"])
+        with torch.no_grad():
+            if base.kind == "decoder":
+                logits = base.model(ids).logits[0, -len(answer) - 1 : -1]
+            else:
+                logits = base.model(ids, labels=answer[None]).logits[0]
+        total -= float(logits.double().log_softmax(-1).gather(1, answer[:, None]).sum())
+        tokens += len(answer)
+    assert first_loss(base, rows, collate) == pytest.approx(total / tokens, rel=1e-5)
+
+
+@pytest.mark.parametrize("energy", ["sum", "curvature"])
+def test_another_scale_of_lora_meets_the_same_strength(
+    tiny_llama: Path, tmp_path: Path, energy: str
+) -> None:
+    """The same first update, written with alpha 16 or 64: λ · penalty of a repeat is ρ · CE₀."""
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    tasks = [load_task(name, limit=16) for name in ("demo-topic", "demo-mood")]
+    for alpha in (16, 64):
+        settings = TrainSettings(
+            max_steps=2, lora_alpha=alpha, learning_rate=0.01, rho=2.0, energy=energy
+        )  # type: ignore[call-arg]
+        first = tmp_path / f"{energy}-{alpha}-1"
+        train_task(base, Assignment("demo-topic", tasks[:1]), settings, first)
+        past = Past.of([read_adapter(first)])
+        second = Assignment("demo-mood", tasks[1:], 1, past)
+        manifest = train_task(base, second, settings, tmp_path / f"{energy}-{alpha}-2")
+        strength = manifest["strength"]
+        assert manifest["lambda"] == strength["lam"] > 0
+        cost = reference_cost(past, past.names, curvature=energy == "curvature")
+        assert strength["lam"] * cost == pytest.approx(2.0 * strength["first_loss"], rel=1e-4)
