@@ -89,6 +89,8 @@ def evaluate_grid(
         [_finished(_path(folder, stage, task), own.get(i)) for i, task in enumerate(tasks)]
         for stage, own in zip(stages, keys, strict=True)
     ]
+    # All have to have looked before one adds a cell.
+    processes.wait()
     missing = _share(
         [[i for i in own if row[i] is None] for own, row in zip(keys, grid, strict=True)]
     )

@@ -118,8 +118,10 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
     def point(self) -> dict[str, float]:
         """What the curves get for the step just taken, as the mean of all processes' shares."""
         penalty = 0.0 if self.last_penalty is None else self.last_penalty.item()
-        shares = torch.tensor([self.step_ce, penalty], device=self.args.device)  # (2,)
-        ce, penalty = self.accelerator.reduce(shares, "mean").tolist()
+        ce = self.step_ce
+        if self.args.world_size > 1:
+            shares = torch.tensor([ce, penalty], device=self.args.device)  # (2,)
+            ce, penalty = self.accelerator.reduce(shares, "mean").tolist()
         assert isinstance(self.model, nn.Module)
         norms = update_norms(self.model).values()
         return {"ce": ce, "penalty": penalty, "update_norm": math.hypot(*norms)}

@@ -1,0 +1,68 @@
+"""Several processes: one result, the same as of one process with the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Without dropout, which draws differently where a batch is cut differently.
+SAME = ("--dtype", "float32", "--learning-rate", "0.01", "--lora-dropout", 0, "--max-steps", 4)
+
+
+def _two_processes(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*launch, "-m", "ella_cli", *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
+        check=False,
+    )
+
+
+def test_two_processes_learn_an_order_as_one_does(
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    order = ("--order", "tasks/animals,tasks/colours", "--decode", "rank")
+    run = ("run", *order, "--model", tiny_llama, *SAME, "--per-device-train-batch-size")
+    one = json.loads(ella(*run, 8, "-o", "one", "--json").stdout)
+    done = _two_processes(tmp_path, *run, 4, "-o", "two", "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    # One of them speaks.
+    two = json.loads(done.stdout)
+    assert two["matrix"] == one["matrix"]
+    for stage in ("01-animals", "02-colours"):
+        folders = [tmp_path / run / "stages" / stage for run in ("one", "two")]
+        curves = [json.loads((f / "ella.json").read_text())["curves"] for f in folders]
+        for name in ("ce", "penalty"):
+            assert curves[1][name] == pytest.approx(curves[0][name], rel=1e-4)
+        alone, shared = (load_file(f / "adapter_model.safetensors") for f in folders)
+        for name, weight in alone.items():
+            assert (shared[name] - weight).norm() < 1e-3 * weight.norm()
+    names = [{str(p.relative_to(tmp_path / run)) for p in (tmp_path / run).rglob("*")}
+             for run in ("one", "two")]  # fmt: skip
+    assert names[0] == names[1]
+
+    # Another number of processes is another global batch.
+    said = ella(*run, 4, "-o", "two", code=2).stderr
+    assert "its processes is 2, now it is 1" in said
+
+
+def test_processes_that_never_started_are_missed(ella: Any, tiny_llama: Path) -> None:
+    """What accelerate 1.15 makes of `launch --num_processes 2 --cpu`."""
+    asked = {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in asked.items():
+            patch.setenv(name, value)
+        said = ella("run", "--order", "demo", "--model", tiny_llama, "-o", "run", code=2).stderr
+    assert "has started one" in said
+    assert "torchrun --nproc-per-node" in said
