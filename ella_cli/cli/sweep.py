@@ -22,8 +22,9 @@ def sweep(
         Path, typer.Option("--output-dir", "-o", help="The sweep's folder; made, or gone on with.")
     ],
     lambdas: Annotated[
-        str, typer.Option("--lambda", help="λ to try, joined by commas.", metavar="LIST")
-    ] = "0,1e3,1e4,1e5",
+        str,
+        typer.Option("--lambda", help="λ to try, joined by commas; auto is one.", metavar="LIST"),
+    ] = "0,1e3,1e4,1e5,auto",
     seeds: Annotated[int, typer.Option("--seeds", help="Runs a λ, from --seed on.", min=1)] = 3,
     processes: Annotated[
         int, typer.Option("--processes", help="Workers at the same time on this machine.", min=1)
@@ -54,7 +55,7 @@ def sweep(
 
     [bold]Examples[/]
 
-      ella sweep --order 1 --data data --validation 100 --lambda 0,1e3,1e4,1e5 -o sweeps/o1
+      ella sweep --order 1 --data data --validation 100 --lambda 0,1e4,auto -o sweeps/o1
 
       ella sweep --config run.yaml --validation 100 --processes 2 -o sweeps/mine
 

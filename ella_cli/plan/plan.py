@@ -26,9 +26,9 @@ from ella_cli.training.methods import METHODS
 
 FORMAT = 1
 
-# glibc keeps freed blocks of up to 32 MB that the next tensor may not fit. Measured on SmolLM2:
-# 0 to 25 % of the activations, and next to nothing with MALLOC_MMAP_THRESHOLD_ set.
-_ALLOCATOR_SHARE = 0.15
+# glibc keeps freed blocks of up to 32 MB that the next tensor may not fit: 20 to 30 % of the
+# activations of SmolLM2, next to nothing with MALLOC_MMAP_THRESHOLD_ set (docs/results.md).
+_ALLOCATOR_SHARE = 0.25
 # AdamW's two moments.
 _STATES = 2
 

@@ -18,12 +18,20 @@ FIGURES = ("oa", "bwt", "forgetting", "learned")
 
 @dataclass(frozen=True)
 class Finished:
-    """One finished run. `figures` are its results' own, None where a run has none."""
+    """One finished run.
+
+    Attributes:
+        figures: its results' own, None where a run has none.
+        folder: the sweep's folder on the machine that made it.
+        fingerprint: of its base model.
+        used: each stage's λ as a number.
+    """
 
     point: Point
     figures: dict[str, float | None]
     folder: str
     fingerprint: str | None
+    used: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,8 @@ def finished_runs(study: Study, points: Sequence[Point]) -> list[Finished]:
             result = attributes[RESULT]
             base = result.get("base_model") or {}
             figures = {name: result.get(name) for name in FIGURES}
-            runs.append(
-                Finished(point, figures, attributes.get(FOLDER, ""), base.get("fingerprint"))
-            )
+            where, ground = attributes.get(FOLDER, ""), base.get("fingerprint")
+            runs.append(Finished(point, figures, where, ground, tuple(result["lambdas"])))
     return runs
 
 

@@ -50,7 +50,7 @@ class Point:
         except SettingsError as error:
             raise SettingsError(
                 f"--lambda {self.lam} is no λ that a run takes: {error.message}",
-                hint="give numbers from 0 on, joined by commas, such as 0,1e3,1e4",
+                hint="give numbers from 0 on and auto, joined by commas, such as 0,1e3,auto",
             ) from error
 
 
@@ -58,7 +58,7 @@ def points_of(lambdas: str, seeds: int, base: RunSettings) -> tuple[Point, ...]:
     """Every λ of the list with every seed; all λ of one seed come first.
 
     Args:
-        lambdas: such as "0,1e3,1e4".
+        lambdas: such as "0,1e3,auto".
         seeds: how many, from the settings' own seed on.
 
     Raises:
@@ -71,7 +71,7 @@ def points_of(lambdas: str, seeds: int, base: RunSettings) -> tuple[Point, ...]:
         )
     asked = [_shortest(part.strip()) for part in lambdas.split(",") if part.strip()]
     if not asked:
-        raise SettingsError("--lambda names no λ", hint="give such as 0,1e3,1e4")
+        raise SettingsError("--lambda names no λ", hint="give such as 0,1e3,auto")
     twice = sorted({lam for lam in asked if asked.count(lam) > 1})
     if twice:
         raise SettingsError(f"--lambda names {twice[0]} twice", hint="name each λ once")

@@ -205,6 +205,7 @@ def _summed_up(
         "runs": [
             {
                 "lambda": run.point.lam,
+                "lambda_used": list(run.used),
                 "seed": run.point.seed,
                 "folder": run.folder,
                 **run.figures,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ella_cli.config import RunSettings
 from ella_cli.errors import EllaError
 from ella_cli.progress import SILENCE, Progress
+from ella_cli.report.results import read_stages
 from ella_cli.sweep.points import Point
 from ella_cli.sweep.study import (
     ERROR,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 # Seconds between looks at the runs of others, which may yet be left behind.
 _PATIENCE = 2.0
 # What the study keeps of a run's results, so that every machine can sum up.
-_KEPT = ("oa", "bwt", "forgetting", "learned", "fwt_zero_shot", "lambda", "base_model")
+_KEPT = ("oa", "bwt", "forgetting", "learned", "fwt_zero_shot", "base_model")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ def _run(trial: Trial, job: Job, progress: Progress) -> float:
             # Its own fault, as a λ so large that the loss overflows: no reason to stop the others.
             trial.set_user_attr(ERROR, error.message)
             raise
-        trial.set_user_attr(RESULT, {name: results.get(name) for name in _KEPT})
+        kept = {name: results.get(name) for name in _KEPT}
+        # A rule gives each task a λ of its own.
+        stages = read_stages(run_folder(job.folder, point))
+        trial.set_user_attr(RESULT, kept | {"lambdas": [stage.lam for stage in stages]})
     return _score(results)
 
 

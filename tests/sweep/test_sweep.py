@@ -68,15 +68,18 @@ def test_a_sweep_ends_in_a_table_and_a_plot_and_is_not_run_twice(
         )
         assert (results["oa"], results["bwt"]) == (run["oa"], run["bwt"])
         assert results["validation"] == 8
-        assert results["lambda"] == float(run["lambda"])
+        assert run["lambda_used"] == [float(run["lambda"])] * 2
     for name in ("sweep.json", "sweep.svg", "sweep.png", "sweep.html"):
         assert (tmp_path / "s" / name).is_file()
     written = _written(tmp_path / "s")
     assert run_sweep(settings, points, tmp_path / "s").json == done.json
     assert _written(tmp_path / "s") == written
     # One more λ adds its runs and leaves the others as they are.
-    more = run_sweep(settings, points_of("0,1e3,1e5", 2, settings), tmp_path / "s")
+    more = run_sweep(settings, points_of("0,1e3,auto", 2, settings), tmp_path / "s")
     assert len(more.json["runs"]) == 6
+    assert [one["lambda"] for one in more.json["outcomes"]] == ["0", "1000", "auto"]
+    by_rule = [run["lambda_used"] for run in more.json["runs"] if run["lambda"] == "auto"]
+    assert all(first == 0 < second for first, second in by_rule)
     assert written.items() <= _written(tmp_path / "s").items()
 
 
