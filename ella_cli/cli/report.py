@@ -13,10 +13,14 @@ from ella_cli.cli.output import JsonOption, Output, QuietOption
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders that `ella run` wrote.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders that `ella run` wrote, or their results.json.")
+    ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The page to write; .md and .json are understood too."),
+        typer.Option(
+            "--out", "-o", help="The page to write; or .md, .json, and .svg or .png for a picture."
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--md", help="Markdown on stdout.")] = False,
     past: Annotated[
@@ -39,6 +43,8 @@ def report(
       ella report runs/o1 --out report.html
 
       ella report runs/ella-s0 runs/ella-s1 runs/inclora --out side-by-side.html
+
+      ella report runs/o1 --out matrix.svg
 
       ella report runs/o1 --md > results.md
     """

@@ -38,6 +38,7 @@ def write(document: Document, path: Path) -> None:
         raise SettingsError(
             f"{document.title}: there is nothing to draw", hint="leave --plot out; tables have it"
         )
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,8 +57,10 @@ def write(document: Document, path: Path) -> None:
             _heat_map(axes, part)
         else:
             _lines(axes, part)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=_DOTS_PER_INCH)
+    # Equal runs give equal bytes: no date, and ids that are not drawn by chance.
+    dateless = {"Date": None} if kind == "svg" else None
+    with replacing(path) as temporary, rc_context({"svg.hashsalt": "ella"}):
+        figure.savefig(temporary, format=kind, dpi=_DOTS_PER_INCH, metadata=dateless)
 
 
 def _height(part: HeatMap | Lines) -> float:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ella_cli.errors import SettingsError
 from ella_cli.files import write_json, write_text
-from ella_cli.report import html, markdown, terminal
+from ella_cli.report import figure, html, markdown, terminal
 from ella_cli.report.document import Document
 from ella_cli.report.past_picture import PastPicture, picture_past
 from ella_cli.report.results import RunResults, read_run
@@ -31,7 +31,9 @@ class Report:
     warnings: tuple[str, ...]
 
     def write(self, out: Path, *, command: str = "") -> None:
-        """Writes HTML, or what the name's ending asks for: .md Markdown, .json JSON.
+        """Writes HTML, or what the name's ending asks for.
+
+        .md gives Markdown, .json JSON, .svg and .png the matrices and curves as a picture.
 
         Raises:
             SettingsError: another ending.
@@ -44,10 +46,12 @@ class Report:
             write_text(out, markdown.render(self.document))
         elif ending == ".json":
             write_json(out, dict(self.json))
+        elif ending in (".svg", ".png"):
+            figure.write(self.document, out)
         else:
             raise SettingsError(
                 f"{out} ends in {ending or 'nothing'}, which is no kind of report",
-                hint="name it .html, .md or .json",
+                hint="name it .html, .md, .json, .svg or .png",
             )
 
 

@@ -88,11 +88,13 @@ class RunResults:
 def read_run(folder: Path) -> RunResults:
     """The run in `folder`, or in the folder of the results.json that was named.
 
+    A results file under another name was kept alone: there are no stages to it.
+
     Raises:
         StorageError: no results.json there, or one that this version cannot read.
     """
     folder = folder.parent if folder.name == RESULTS else folder
-    path = folder / RESULTS
+    path = folder if folder.is_file() else folder / RESULTS
     if not path.is_file():
         raise StorageError(
             f"{folder} holds no {RESULTS}",
@@ -105,7 +107,7 @@ def read_run(folder: Path) -> RunResults:
     accuracy = _accuracy(document, path)
     return RunResults(
         path=folder,
-        name=folder.resolve().name,
+        name=folder.resolve().name.removesuffix(".json"),
         accuracy=accuracy,
         method=str(document.get("method", "unknown method")),
         lam=_number(document.get("lambda")),

@@ -237,3 +237,18 @@ def test_no_run_twice_and_none_at_all_are_refused(write_run: WriteRun) -> None:
 def test_importing_the_report_loads_no_torch() -> None:
     code = "import sys, ella_cli.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_results_kept_alone_are_a_picture_with_equal_bytes_each_time(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept" / "o1-ella.json"
+    kept.parent.mkdir()
+    kept.write_bytes((write_run() / "results.json").read_bytes())
+    report = make_report([kept])
+    assert "o1-ella" in printed(terminal.render(report.document))
+    pictures = [tmp_path / name for name in ("one.svg", "two.svg")]
+    for picture in pictures:
+        report.write(picture)
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert b"dc:date" not in pictures[0].read_bytes()
