@@ -1,4 +1,4 @@
-"""What the penalty adds to a training step: the same step with and without it, in turns.
+"""What a penalty adds to a training step: the same step without, with the paper's, with curvature.
 
     python -m benchmarks.training_step [--model smollm2] [--past-tasks 1 4 15 100]
 
@@ -20,15 +20,19 @@ from torch import nn
 
 from benchmarks.past import write_adapter
 from ella_cli.adapter import read_adapter
+from ella_cli.adapter.curvature import CurvatureRecord, write_curvature
 from ella_cli.config import TrainSettings
+from ella_cli.kernels import Kronecker
 from ella_cli.model.base import load_base
 from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
 from ella_cli.past import Past, accumulate
-from ella_cli.penalty import EllaPenalty
+from ella_cli.penalty import CurvaturePenalty, EllaPenalty, Penalty
 from ella_cli.tasks import load_task
 from ella_cli.tasks.batches import Collator
 from ella_cli.training.manifest import versions
 from ella_cli.training.task import encode_rows
+
+CURVATURE_RANK = 64
 
 
 def synthetic_past(model: nn.Module, tasks: int, folder: Path) -> Past:
@@ -37,6 +41,13 @@ def synthetic_past(model: nn.Module, tasks: int, folder: Path) -> Past:
         b, a, _ = lora_pair(layer)
         shapes[name] = (b.shape[0], a.shape[1])
     adapters = [write_adapter(folder / f"task{i}", shapes, i) for i in range(tasks)]
+    for path in adapters:
+        adapter = read_adapter(path)
+        random = {
+            name: Kronecker(torch.randn(rows, CURVATURE_RANK), torch.randn(columns, CURVATURE_RANK))
+            for name, (rows, columns) in shapes.items()
+        }
+        write_curvature(path, random, CurvatureRecord(adapter.digest, adapter.task))
     if tasks == 1:
         return Past.of([read_adapter(adapters[0])])
     return accumulate(adapters, folder / "wpast.safetensors").past
@@ -46,7 +57,7 @@ def seconds(
     model: nn.Module,
     inputs: dict[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
-    penalty: EllaPenalty | None,
+    penalty: Penalty | None,
 ) -> float:
     begun = time.thread_time()
     logits = model(**inputs).logits.float()  # (positions of answers, V)
@@ -82,18 +93,23 @@ def main() -> None:
     print(f"{base.source}, batch {tuple(inputs['input_ids'].shape)}, 1 thread, {versions()}")
     for tasks in asked.past_tasks:
         with tempfile.TemporaryDirectory(prefix="ella-step-") as folder:
-            penalty = EllaPenalty(model, synthetic_past(model, tasks, Path(folder)))
-            taken: dict[str, list[float]] = {"without": [], "with": []}
+            past = synthetic_past(model, tasks, Path(folder))
+            penalties: dict[str, Penalty | None] = {
+                "without": None,
+                "sum": EllaPenalty(model, past),
+                "curvature": CurvaturePenalty(model, past),
+            }
+            taken: dict[str, list[float]] = {name: [] for name in penalties}
             for _ in range(asked.rounds + 1):
-                taken["without"].append(seconds(model, inputs, optimizer, None))
-                taken["with"].append(seconds(model, inputs, optimizer, penalty))
+                for name, penalty in penalties.items():
+                    taken[name].append(seconds(model, inputs, optimizer, penalty))
         # The first step of each also pays for memory and code.
-        without, with_it = (statistics.median(times[1:]) for times in taken.values())
-        print(
-            f"{tasks:>4} past tasks: {without:.3f} s without, {with_it:.3f} s with, "
-            f"ratio {with_it / without:.3f} (medians of {asked.rounds})",
-            flush=True,
+        medians = {name: statistics.median(times[1:]) for name, times in taken.items()}
+        shown = ", ".join(
+            f"{name} {one:.3f} s ({one / medians['without']:.3f} x)"
+            for name, one in medians.items()
         )
+        print(f"{tasks:>4} past tasks: {shown}; medians of {asked.rounds}", flush=True)
 
 
 if __name__ == "__main__":
