@@ -37,7 +37,8 @@ def accuracy_heat_map(run: RunResults) -> HeatMap:
         rows.append(_SINGLE_ROW)
         values.append(accuracy.single)
     counts = sorted(set(run.test_rows.values()))
-    tested = f", {'–'.join(str(c) for c in {counts[0], counts[-1]})} test rows a task"
+    between = "–".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
+    tested = f", {between} test rows a task"
     return HeatMap(
         title=f"score on each task ({run.label})",
         row_axis="after training",

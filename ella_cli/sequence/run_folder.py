@@ -86,6 +86,11 @@ class RunFolder:
             files.write_json(self.record, document)
             return
         theirs = files.read_json(self.record)
+        if not isinstance(theirs, dict) or not isinstance(theirs.get("settings"), dict):
+            raise SettingsError(
+                f"{self.record} is not the record of a run",
+                hint="it was changed by hand; restore it, or give another --output-dir",
+            )
         before = {
             "processes": 1,
             **theirs["settings"],

@@ -8,6 +8,7 @@ import pytest
 
 from ella_cli.errors import StorageError
 from ella_cli.report.results import read_run
+from ella_cli.report.tables import accuracy_heat_map
 from tests.report.conftest import MATRIX, ORDER
 
 WriteRun = Callable[..., Path]
@@ -68,3 +69,9 @@ def test_a_folder_without_results_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         read_run(tmp_path)
     assert "ella run" in caught.value.hint
+
+
+def test_numbers_of_test_rows_are_named_from_least_to_most(write_run: WriteRun) -> None:
+    counts = dict(zip(ORDER, (16, 12, 16, 14), strict=True))
+    note = accuracy_heat_map(read_run(write_run(test_rows=counts))).note
+    assert note.endswith(", 12–16 test rows a task")

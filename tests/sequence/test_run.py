@@ -1,0 +1,74 @@
+"""What a sequence is made of, and what is refused before a model is loaded for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ella_cli.adapter import Adapter, read_adapter
+from ella_cli.config import DataFields, EvaluateSettings, RunSettings
+from ella_cli.errors import AdapterError, SettingsError
+from ella_cli.sequence import RunFolder, evaluate_adapters, evaluate_run, load_tasks
+from ella_cli.sequence.run import stages_of
+from ella_cli.training.methods import METHODS
+
+# Loading it would fail, so what is refused was refused before.
+NOWHERE = EvaluateSettings(model="./nowhere", limit=3)
+
+
+def _adapter(folder: Path, task: str) -> Adapter:
+    path = folder / task
+    path.mkdir(parents=True)
+    key = "base_model.model.layers.0.q"
+    factors = {f"{key}.lora_B.weight": torch.ones(3, 1), f"{key}.lora_A.weight": torch.ones(1, 5)}
+    save_file(factors, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1}))
+    return read_adapter(path)
+
+
+def test_more_adapters_than_tasks_are_refused(tmp_path: Path) -> None:
+    folders = [_adapter(tmp_path, name).path for name in ("a", "b")]
+    with pytest.raises(SettingsError, match="2 adapters for the 1 tasks of order demo-mood"):
+        evaluate_adapters(folders, "demo-mood", NOWHERE, tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_folder_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no-adapter does not exist"):
+        evaluate_adapters([tmp_path / "no-adapter"], "demo-mood", NOWHERE, tmp_path / "scores")
+
+
+def test_a_run_is_scored_on_its_own_order_only(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"holds no run\.json"):
+        evaluate_run(tmp_path, NOWHERE)
+    settings = RunSettings(order="demo-mood,demo-topic", model="./nowhere")
+    RunFolder(tmp_path).claim(settings, ["demo-mood", "demo-topic"], "ella run", {})
+    with pytest.raises(SettingsError, match="is a run of order demo-mood,demo-topic, not of demo"):
+        evaluate_run(tmp_path, NOWHERE, order="demo")
+
+
+def test_two_tasks_of_one_name_are_refused() -> None:
+    with pytest.raises(SettingsError, match="two tasks of the order are called 'demo-mood'"):
+        load_tasks(["demo-mood", "demo-topic", "demo-mood"], DataFields(limit=3))
+
+
+@pytest.mark.parametrize(
+    ("method", "sums", "tasks"),
+    [
+        ("ella", [["a"], ["a", "b"], ["a", "b", "c"]], [None, None, None]),
+        ("olora", [["a"], ["a", "b"], ["a", "b", "c"]], [None, None, None]),
+        ("seqlora", [["a"], ["b"], ["c"]], [None, None, None]),
+        ("single", [["a"], ["b"], ["c"]], [(0,), (1,), (2,)]),
+    ],
+)
+def test_what_the_model_is_after_each_stage(
+    tmp_path: Path, method: str, sums: list[list[str]], tasks: list[tuple[int, ...] | None]
+) -> None:
+    stages = stages_of(METHODS[method], [_adapter(tmp_path, name) for name in "abc"])
+    assert [[adapter.task for adapter in stage.adapters] for stage in stages] == sums
+    assert [stage.tasks for stage in stages] == tasks
+    assert [stage.name for stage in stages] == ["01-a", "02-b", "03-c"]

@@ -1,0 +1,84 @@
+"""A run's folder belongs to one run: what may change when it goes on, and what may not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ella_cli.config import RunSettings
+from ella_cli.errors import SettingsError
+from ella_cli.sequence import RunFolder
+from ella_cli.sequence.run_folder import stage_name, stage_names
+from ella_cli.training.methods import METHODS
+
+FACTS = {
+    "base": {"model": "smollm2", "fingerprint": "b0"},
+    "data_fingerprints": {"amazon": "d0"},
+    "processes": 1,
+}
+
+
+def _claim(folder: Path, facts: dict[str, Any] = FACTS, **settings: Any) -> Path:
+    run = RunFolder(folder)
+    run.claim(RunSettings(order="amazon", **settings), ["amazon"], "ella run", facts)
+    return run.record
+
+
+def test_a_claim_is_written_once_and_held_to(tmp_path: Path) -> None:
+    record = _claim(tmp_path / "run")
+    before = record.read_bytes()
+    document = json.loads(before)
+    assert document["order"] == ["amazon"]
+    assert document["settings"]["order"] == "amazon"
+    assert _claim(tmp_path / "run").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 7}, "its seed is 0, now it is 7"),
+        ({"method": "olora"}, "its method is ella, now it is olora"),
+        ({"lam": 5.0}, "its lambda is None, now it is 5.0"),
+        ({"facts": {**FACTS, "data_fingerprints": {"amazon": "d1"}}}, "its data-fingerprints is"),
+        ({"facts": {**FACTS, "base": {"model": "smollm2", "fingerprint": "b1"}}}, "its base is"),
+        ({"facts": {**FACTS, "processes": 2}}, "its processes is 1, now it is 2"),
+    ],
+)
+def test_another_run_is_refused_and_the_record_stays(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    record = _claim(tmp_path / "run")
+    before = record.read_bytes()
+    with pytest.raises(SettingsError, match=words):
+        _claim(tmp_path / "run", **change)
+    assert record.read_bytes() == before
+
+
+def test_what_decides_no_result_may_change(tmp_path: Path) -> None:
+    record = _claim(tmp_path / "run")
+    before = record.read_bytes()
+    _claim(tmp_path / "run", device="cuda", per_device_eval_batch_size=3, save_steps=5)
+    assert record.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"settings": 3}'])
+def test_a_record_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(SettingsError, match=r"run\.json is not the record of a run"):
+        _claim(tmp_path)
+
+
+def test_stages_sort_as_they_were_trained() -> None:
+    order = [f"task{i}" for i in range(12)]
+    names = [stage_name(i, name) for i, name in enumerate(stage_names(METHODS["ella"], order))]
+    assert names == sorted(names)
+    assert stage_names(METHODS["joint"], order) == ["joint"]
+
+
+def test_a_stage_without_its_manifest_is_not_finished(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.stage(0, "amazon").mkdir(parents=True)
+    assert run.adapter(0, "amazon") is None
