@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from ella_cli.adapter import Adapter, Update
 from ella_cli.config import RunSettings
 from ella_cli.files import read_json, write_json
 from ella_cli.inspect.curvature import rise
+from ella_cli.inspect.rank_correlation import rank_correlation
 from ella_cli.inspect.run_stages import read_run_stages
 from ella_cli.model.base import Base, load_base
 from ella_cli.model.fold import Fold
@@ -170,7 +170,7 @@ def summary(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 slope = sum(a * b for a, b in zip(x, y, strict=True)) / sum(a * a for a in x)
                 found.append({
                     "kind": kind, "target": target, "predictor": predictor, "n": len(chosen),
-                    "spearman": float(spearmanr(x, y).statistic), "slope": slope,
+                    "spearman": rank_correlation(predictor, x, y).rho, "slope": slope,
                 })  # fmt: skip
     return found
 
@@ -210,9 +210,10 @@ def main() -> None:
     write_json(given.out, {**facts, "summary": rows, "points": points})
     picture(points, given.out.with_suffix(".svg"))
     for row in rows:
+        rho = "not claimed" if row["spearman"] is None else f"{row['spearman']:+.3f}"
         print(
             f"{row['kind']:>7} {row['target']:>5} by {row['predictor']:<12} n {row['n']:>3}  "
-            f"Spearman {row['spearman']:+.3f}  slope {row['slope']:.3g}"
+            f"Spearman {rho}  slope {row['slope']:.3g}"
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ella_cli.adapter import Adapter, Update
-from ella_cli.adapter.curvature import Curvature
+from ella_cli.adapter.curvature import Curvature, read_curvature
 from ella_cli.kernels import Kronecker
 from ella_cli.past import Past
 
@@ -96,6 +96,19 @@ def rises_of(adapter: Adapter, past: Past) -> tuple[Rise, ...]:
         if common:
             found.append(_rise(names[digest], curvature, adapter, common))
     return tuple(sorted(found, key=lambda rise: -rise.nats))
+
+
+def predicted_rise(update: Adapter, earlier: Adapter) -> float | None:
+    """What `update` is predicted to cost the task of `earlier`; None where nothing is measured.
+
+    Raises:
+        AdapterError: the curvature beside `earlier` is damaged.
+    """
+    curvature = read_curvature(earlier)
+    if curvature is None:
+        return None
+    common = [name for name in curvature.names if name in update.sources]
+    return math.fsum(rise(update.update(name), curvature.kronecker(name)) for name in common)
 
 
 def curvatures_of_tasks(past: Past) -> tuple[TaskCurvature, ...]:

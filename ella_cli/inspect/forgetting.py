@@ -17,6 +17,7 @@ from pathlib import Path
 from ella_cli.adapter import Adapter
 from ella_cli.errors import SettingsError
 from ella_cli.inspect.bound import Bound, Sums, bound_of, module_sums
+from ella_cli.inspect.curvature import predicted_rise
 from ella_cli.inspect.overlap import Overlap, between, together
 from ella_cli.inspect.products import as_factors, total
 from ella_cli.inspect.rank_correlation import RankCorrelation, rank_correlation
@@ -26,18 +27,28 @@ from ella_cli.kernels import Factors
 
 @dataclass(frozen=True)
 class Pair:
-    """One stage and one earlier task. `lost` is None where a score was not run."""
+    """One stage and one earlier task.
+
+    Attributes:
+        lost: accuracy, None where a score was not run.
+        predicted: rise of the earlier task's loss, nats per answer token, from its curvature; None
+            where that was not measured.
+    """
 
     run: str
     stage: str
     earlier: str
     lost: float | None
     overlap: Overlap
+    predicted: float | None = None
 
 
 @dataclass(frozen=True)
 class Transition:
-    """One stage against everything before it; `bound` is None at λ = 0, where it is infinite."""
+    """One stage against everything before it.
+
+    `bound` is None at λ = 0, where it is infinite, and for a penalty on curvature, which has none.
+    """
 
     run: str
     stage: str
@@ -106,7 +117,11 @@ def _transition(
     if len(known) <= t:
         return None
     update, earlier = known[t], known[:t]
-    lam = (update.manifest or {}).get("lambda")
+    manifest = update.manifest or {}
+    lam = manifest.get("lambda")
+    energy = manifest.get("energy") or (manifest.get("settings") or {}).get("energy")
+    # The bound is about coordinates; a curvature's λ says nothing about it.
+    bound_lam = float(lam) if lam and energy != "curvature" else None
     ideal = reference.adapters[t] if reference is not None else None
     parts: list[Overlap] = []
     by_task: list[list[Overlap]] = [[] for _ in earlier]
@@ -122,12 +137,23 @@ def _transition(
         for found, one in zip(by_task, each, strict=True):
             if one is not None:
                 found.append(between(name, factors, one))
-        if lam:
-            sums += module_sums(factors, past, past, float(lam), _reference(ideal, name))
-    bound = bound_of("all modules", float(lam), sums, measured=ideal is not None) if lam else None
+        if bound_lam is not None:
+            sums += module_sums(factors, past, past, bound_lam, _reference(ideal, name))
+    bound = (
+        None
+        if bound_lam is None
+        else bound_of("all modules", bound_lam, sums, measured=ideal is not None)
+    )
     label = run.path.resolve().name
     pairs = [
-        Pair(label, run.order[t], task, _lost(run, t, i), together(task, found))
+        Pair(
+            label,
+            run.order[t],
+            task,
+            _lost(run, t, i),
+            together(task, found),
+            predicted_rise(update, earlier[i]),
+        )
         for i, (task, found) in enumerate(zip(run.order[:t], by_task, strict=True))
     ]
     overlap = together("all modules", parts)
@@ -163,10 +189,14 @@ _OF_OVERLAP: tuple[tuple[str, Callable[[Overlap], float | None]], ...] = (
 
 def _pair_correlations(pairs: Sequence[Pair]) -> tuple[RankCorrelation, ...]:
     lost = [pair.lost for pair in pairs]
-    return tuple(
+    found = [
         rank_correlation(name, [of(pair.overlap) for pair in pairs], lost)
         for name, of in _OF_OVERLAP
-    )
+    ]
+    predicted = [pair.predicted for pair in pairs]
+    if any(value is not None for value in predicted):
+        found.insert(0, rank_correlation("predicted rise (curvature)", predicted, lost))
+    return tuple(found)
 
 
 def _correlations(transitions: Sequence[Transition]) -> tuple[RankCorrelation, ...]:

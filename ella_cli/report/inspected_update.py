@@ -210,16 +210,17 @@ def _correlation_table(title: str, rows: tuple[RankCorrelation, ...]) -> Table:
 
 
 def _pair_table(report: ForgettingReport) -> Table:
-    return Table(
+    table = Table(
         title="each stage against each earlier task",
-        columns=("run", "stage", "earlier task", "accuracy lost", "cosine", "‖ΔW ⊙ ΔW_i‖²",
-                 "times chance"),
+        columns=("run", "stage", "earlier task", "accuracy lost", "predicted rise, nats", "cosine",
+                 "‖ΔW ⊙ ΔW_i‖²", "times chance"),
         rows=tuple(
-            (p.run, p.stage, p.earlier, _signed(p.lost), _signed(p.overlap.cosine),
+            (p.run, p.stage, p.earlier, _signed(p.lost), p.predicted, _signed(p.overlap.cosine),
              p.overlap.penalty, p.overlap.collision)
             for p in report.pairs
         ),
     )  # fmt: skip
+    return without_empty_columns(table)
 
 
 def _transition_table(report: ForgettingReport) -> Table:
@@ -234,7 +235,7 @@ def _transition_table(report: ForgettingReport) -> Table:
              None if t.bound is None else t.bound.reference)
             for t in report.transitions
         ),
-        note="no bound at λ = 0, where it is infinite",
+        note="no bound at λ = 0, where it is infinite, or for a penalty on curvature",
     )  # fmt: skip
     return without_empty_columns(table)
 

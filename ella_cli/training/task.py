@@ -259,6 +259,7 @@ def _manifest(
         "method": settings.method,
         "lambda": trainer.lam,
         "strength": trainer.strength.facts(),
+        "energy": _energy(assignment, settings),
         "seed": settings.seed,
         "rank": settings.lora_rank,
         "scale": scale,
@@ -287,6 +288,13 @@ def _manifest(
         "settings": settings.model_dump(mode="json", by_alias=True),
         "versions": versions(),
     }
+
+
+def _energy(assignment: Assignment, settings: TrainSettings) -> str | None:
+    """What the penalty protected; None for methods that have no choice of it, and a first task."""
+    if settings.method != "ella" or assignment.past is None:
+        return None
+    return settings.energy or assignment.past.energy
 
 
 def _data_fingerprint(tasks: Sequence[Task]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.adapter.curvature import CurvatureRecord, write_curvature
-from ella_cli.inspect.curvature import curvatures_of_tasks, rises_of
+from ella_cli.inspect.curvature import curvatures_of_tasks, predicted_rise, rises_of
 from ella_cli.inspect.energy import energy_of
 from ella_cli.inspect.overlap import overlap_of
 from ella_cli.kernels import Kronecker
@@ -119,3 +119,12 @@ def test_a_curvature_of_nothing_costs_nothing(two: list[Adapter], update: Adapte
     (task,) = curvatures_of_tasks(Past.of(two[:1]))
     assert task.trace == 0
     assert task.modules[0].g_rank == 0
+
+
+def test_a_rise_from_the_adapters_alone_is_that_from_the_past(
+    two: list[Adapter], update: Adapter
+) -> None:
+    rises = {rise.task: rise.nats for rise in rises_of(update, Past.of(two))}
+    for adapter in two:
+        assert predicted_rise(update, adapter) == pytest.approx(rises[adapter.task], rel=1e-12)
+    assert predicted_rise(two[0], update) is None
