@@ -30,8 +30,9 @@ from ella_cli.model.base import Base, load_base
 from ella_cli.model.fold import Fold
 from ella_cli.past import Past
 from ella_cli.tasks import Task, load_task
+from ella_cli.training.assignment import Assignment
 from ella_cli.training.manifest import versions
-from ella_cli.training.task import Assignment, encode_rows, train_task
+from ella_cli.training.task import encode_rows, train_task
 
 Look = list[tuple[float, float, Tensor]]  # of each task: loss, accuracy, log-chances
 

@@ -23,7 +23,8 @@ from ella_cli.past import Past, accumulate
 from ella_cli.plan.process import peak_bytes, process_bytes
 from ella_cli.progress import Advance, Silence
 from ella_cli.tasks import Task, load_task
-from ella_cli.training.task import Assignment, encode_rows, train_task
+from ella_cli.training.assignment import Assignment
+from ella_cli.training.task import encode_rows, train_task
 
 STEPS = 3
 

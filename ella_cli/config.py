@@ -135,7 +135,7 @@ class MethodFields(Settings):
     )  # fmt: skip
     rho: float = _field(
         3.0,
-        "Strength for --lambda auto: what repeating the last task's update may cost, in first "
+        "Strength for --lambda auto: what repeating a past task's update may cost, in first "
         "losses of the new task.",
         panel="Method", gt=0,
     )  # fmt: skip

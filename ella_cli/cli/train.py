@@ -57,7 +57,8 @@ def train(
     from ella_cli.model.base import load_base
     from ella_cli.past import read_past
     from ella_cli.sequence import ground_of, load_tasks
-    from ella_cli.training.task import Assignment, train_task
+    from ella_cli.training.assignment import Assignment
+    from ella_cli.training.task import train_task
 
     held = read_past(past) if past else None
     adapters = tuple(read_adapter(folder) for folder in earlier or ())

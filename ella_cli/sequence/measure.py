@@ -14,7 +14,7 @@ from ella_cli.model.fold import Fold
 from ella_cli.model.lora import detach_lora, load_lora
 from ella_cli.past import Past, read_past
 from ella_cli.progress import SILENCE, Progress
-from ella_cli.sequence.run import ground_of, load_tasks
+from ella_cli.sequence.loading import ground_of, load_tasks
 from ella_cli.training.measuring import measure_task, write_measured
 from ella_cli.training.task import encode_rows
 

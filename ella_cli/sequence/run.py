@@ -7,26 +7,25 @@ finished step, and ends with the results it would have had.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ella_cli import files, processes
-from ella_cli.adapter import Adapter, read_adapter
-from ella_cli.config import DataFields, EvaluateSettings, RunSettings
-from ella_cli.errors import SettingsError
-from ella_cli.evaluate.grid import Cell, Stage, evaluate_grid, evaluation_of
-from ella_cli.evaluate.results import results_document, single_rows
-from ella_cli.model.base import Base, load_base
-from ella_cli.model.fold import Fold
+from ella_cli import processes
+from ella_cli.adapter import Adapter
+from ella_cli.config import RunSettings
+from ella_cli.evaluate.grid import evaluation_of
+from ella_cli.model.base import Base
 from ella_cli.past import accumulate, read_past
 from ella_cli.past.record import Energy
 from ella_cli.progress import SILENCE, Progress
-from ella_cli.sequence.run_folder import RunFolder, method_of, stage_name, stage_names
-from ella_cli.tasks import Task, load_task, resolve_order
+from ella_cli.sequence.loading import base_once, load_tasks
+from ella_cli.sequence.run_folder import RunFolder, method_of, stage_names
+from ella_cli.sequence.score import score_run
+from ella_cli.tasks import Task, resolve_order
+from ella_cli.training.assignment import Assignment
 from ella_cli.training.methods import Method
-from ella_cli.training.task import Assignment, train_task
+from ella_cli.training.task import train_task
 
 
 def run_order(
@@ -52,7 +51,7 @@ def run_order(
     run = RunFolder(folder)
     order = resolve_order(settings.order)
     tasks = load_tasks(order, settings, progress)
-    base = _base_once(settings, progress)
+    base = base_once(settings, progress)
     facts = {
         "base": {"model": settings.model, "fingerprint": base().fingerprint},
         "data_fingerprints": {task.spec.name: task.fingerprint for task in tasks},
@@ -62,129 +61,9 @@ def run_order(
     with processes.main_first():
         run.claim(settings, [task.spec.name for task in tasks], command, facts)
     adapters = train_stages(run, base, tasks, settings, progress)
-    return _score(run, base, tasks, adapters, settings, evaluation_of(settings), single, progress)
-
-
-def evaluate_run(
-    folder: Path,
-    asked: EvaluateSettings,
-    *,
-    order: str | None = None,
-    single: Path | None = None,
-    progress: Progress = SILENCE,
-) -> dict[str, Any]:
-    """Scores the finished stages of a run, also of one whose training is not finished.
-
-    Args:
-        asked: what was set of it wins over the run's own settings; the rest is the run's.
-        order: must name the run's own order, if given.
-
-    Raises:
-        SettingsError: no run there, or its order is another one.
-    """
-    run = RunFolder(folder)
-    if not run.record.is_file():
-        raise SettingsError(f"{folder} holds no run.json", hint="name a folder made by `ella run`")
-    settings = RunSettings.model_validate(files.read_json(run.record)["settings"])
-    if order is not None and resolve_order(order) != resolve_order(settings.order):
-        raise SettingsError(
-            f"{folder} is a run of order {settings.order}, not of {order}",
-            hint="leave --order out, or name a run of that order",
-        )
-    given = {name: getattr(asked, name) for name in asked.model_fields_set}
-    chosen = evaluation_of(settings).model_copy(update=given)
-    tasks = load_tasks(resolve_order(settings.order), chosen, progress)
-    names = stage_names(method_of(settings), [task.spec.name for task in tasks])
-    found = (run.adapter(i, name) for i, name in enumerate(names))
-    adapters = [adapter for adapter in found if adapter is not None]
-    base = _base_once(chosen, progress)
-    return _score(run, base, tasks, adapters, settings, chosen, single, progress)
-
-
-def evaluate_adapters(
-    folders: Sequence[Path],
-    order: str,
-    evaluation: EvaluateSettings,
-    folder: Path,
-    *,
-    single: Path | None = None,
-    progress: Progress = SILENCE,
-) -> dict[str, Any]:
-    """Scores the sums of the first 1, 2, ... adapters on the tasks of `order`.
-
-    Args:
-        folders: adapter folders, one a task of the order, in its order; fewer if it is unfinished.
-        folder: gets scores/ and results.json.
-
-    Raises:
-        SettingsError: more adapters than tasks.
-        AdapterError: a folder is no adapter.
-        ModelError, ShapeError: an adapter was made on another base model.
-    """
-    tasks = load_tasks(resolve_order(order), evaluation, progress)
-    adapters = [read_adapter(one) for one in folders]
-    if len(adapters) > len(tasks):
-        raise SettingsError(
-            f"{len(adapters)} adapters for the {len(tasks)} tasks of order {order}",
-            hint="give one adapter a task, in the order of the tasks",
-        )
-    base = _base_once(evaluation, progress)
-    fold = Fold(base().model)
-    for adapter in adapters:
-        base().check_ground(str(adapter.path), ground_of(adapter))
-        # A foreign adapter has no fingerprint; what it adapts says whether it fits.
-        for name in adapter.names:
-            fold.check(name, adapter.shape(name))
-    stages = [
-        Stage(stage_name(i, task.spec.name), tuple(adapters[: i + 1]))
-        for i, (task, _) in enumerate(zip(tasks, adapters, strict=False))
-    ]
-    run = RunFolder(folder)
-    grid = evaluate_grid(
-        base, None, [Stage("base"), *stages], tasks, evaluation, run.scores, progress=progress
+    return score_run(
+        run, base, tasks, adapters, settings, evaluation_of(settings), single, progress
     )
-    rows = [*grid[1:], *_empty_rows(len(tasks) - len(stages), len(tasks))]
-    facts = {
-        "method": "adapters",
-        "lambda": None,
-        "seed": None,
-        "adapters": [str(adapter.path) for adapter in adapters],
-        **_evaluation_facts(evaluation, base().fingerprint),
-    }
-    alone = single_rows(single) if single else None
-    document = results_document(tasks, rows, grid[0], alone, facts)
-    _write_results(run, document)
-    return document
-
-
-def load_tasks(
-    order: Sequence[str], settings: DataFields, progress: Progress = SILENCE
-) -> list[Task]:
-    """The tasks of an order with their rows; what is odd about them is noted.
-
-    Raises:
-        TaskError: a task cannot be found or used.
-        SettingsError: two tasks go by one name.
-    """
-    tasks: list[Task] = []
-    for name in order:
-        task = load_task(
-            name,
-            data=settings.data,
-            limit=settings.limit,
-            limit_test=settings.limit_test,
-            validation=settings.validation,
-            seed=settings.seed,
-        )
-        if any(task.spec.name == other.spec.name for other in tasks):
-            raise SettingsError(
-                f"two tasks of the order are called {task.spec.name!r}",
-                hint="rename one folder: stages and scores are kept by the task's name",
-            )
-        for warning in task.warnings:
-            progress.warn(f"{task.spec.name}: {warning}")
-        tasks.append(task)
-    return tasks
 
 
 def train_stages(
@@ -232,98 +111,3 @@ def _add_missing(run: RunFolder, adapters: Sequence[Adapter], energy: Energy | N
     missing = [adapter.path for adapter in adapters if adapter.digest not in held]
     if missing:
         accumulate(missing, run.past, energy=energy)
-
-
-def stages_of(method: Method, adapters: Sequence[Adapter]) -> list[Stage]:
-    """What the model is after each stage trained so far."""
-    stages = []
-    for index, adapter in enumerate(adapters):
-        summed = tuple(adapters[: index + 1]) if method.summed else (adapter,)
-        # A task trained alone says nothing about the others.
-        alone = not (method.summed or method.carried or method.joint)
-        stages.append(
-            Stage(stage_name(index, adapter.task), summed, tasks=(index,) if alone else None)
-        )
-    return stages
-
-
-def _score(
-    run: RunFolder,
-    base: Callable[[], Base],
-    tasks: Sequence[Task],
-    adapters: Sequence[Adapter],
-    settings: RunSettings,
-    evaluation: EvaluateSettings,
-    single: Path | None,
-    progress: Progress,
-) -> dict[str, Any]:
-    method = method_of(settings)
-    stages = [Stage("base"), *stages_of(method, adapters)]
-    grid = evaluate_grid(base, None, stages, tasks, evaluation, run.scores, progress=progress)
-    untouched, rows = grid[0], grid[1:]
-    if method.joint:
-        # Its one stage is the last row: all tasks have been seen.
-        rows = [*_empty_rows(len(tasks) - len(rows), len(tasks)), *rows]
-    rows += _empty_rows(len(tasks) - len(rows), len(tasks))
-    document = results_document(
-        tasks,
-        rows,
-        untouched,
-        single_rows(single) if single else None,
-        _facts(settings, adapters, evaluation, base().fingerprint),
-    )
-    _write_results(run, document)
-    return document
-
-
-def _write_results(run: RunFolder, document: Mapping[str, Any]) -> None:
-    if processes.is_main():
-        files.write_json(run.results, document)
-    processes.wait()
-
-
-def ground_of(adapter: Adapter) -> str | None:
-    """Fingerprint of the base an adapter was made on, None if it does not say."""
-    return ((adapter.manifest or {}).get("base") or {}).get("fingerprint")
-
-
-def _empty_rows(count: int, width: int) -> list[list[Cell | None]]:
-    return [[None] * width for _ in range(count)]
-
-
-def _facts(
-    settings: RunSettings,
-    adapters: Sequence[Adapter],
-    evaluation: EvaluateSettings,
-    fingerprint: str,
-) -> Mapping[str, Any]:
-    method = method_of(settings)
-    asked = method.lam if settings.lam is None else settings.lam
-    return {
-        "method": settings.method,
-        "lambda": asked if method.penalty else 0.0,
-        # What it was for each stage: found anew for each with `auto`.
-        "lambdas": [(adapter.manifest or {}).get("lambda") for adapter in adapters],
-        "rho": settings.rho if asked == "auto" else None,
-        "energy": (settings.energy or "sum") if settings.method == "ella" else None,
-        "seed": settings.seed,
-        **_evaluation_facts(evaluation, fingerprint),
-    }
-
-
-def _evaluation_facts(evaluation: EvaluateSettings, fingerprint: str) -> Mapping[str, Any]:
-    return {
-        "decode": evaluation.decode,
-        "header": evaluation.header,
-        "validation": evaluation.validation,
-        "base_model": {"model": evaluation.model, "fingerprint": fingerprint},
-    }
-
-
-def _base_once(settings: EvaluateSettings | RunSettings, progress: Progress) -> Callable[[], Base]:
-    @cache
-    def load() -> Base:
-        progress.note(f"loading {settings.model}")
-        return load_base(settings.model, dtype=settings.dtype, device=settings.device)
-
-    return load

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ella_cli import files, processes
-from ella_cli.adapter import Adapter
 from ella_cli.config import DataFields, TrainSettings
 from ella_cli.curvature import Measured
 from ella_cli.errors import NonFiniteError
 from ella_cli.model.base import Base
 from ella_cli.model.fold import Fold
-from ella_cli.model.lora import attach_lora, detach_lora, lora_layers, update_norms
-from ella_cli.past import Past
+from ella_cli.model.lora import attach_lora, detach_lora, lora_layers
 from ella_cli.penalty import CurvaturePenalty
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.tasks import Task, build_prompt
 from ella_cli.tasks.batches import Encoder
+from ella_cli.training.assignment import Assignment, stage_manifest, stage_seed
 from ella_cli.training.carried import carried_lora
 from ella_cli.training.checkpoints import last_checkpoint
-from ella_cli.training.manifest import FORMAT, MANIFEST, curves, model_card, versions
+from ella_cli.training.manifest import MANIFEST, model_card
 from ella_cli.training.measuring import measure_task, write_measured
 from ella_cli.training.methods import METHODS, Method, Situation
 from ella_cli.training.strength import Strength, found_strength, given_strength
@@ -35,25 +32,6 @@ from ella_cli.training.trainer import StepWatch, TaskTrainer, build_trainer, res
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """One stage of a sequence, ready to be trained.
-
-    Attributes:
-        name: the task's name; of a joint stage, of all of them.
-        tasks: one task, or all of them for a joint stage.
-        order_index: 0-based place in the sequence.
-        past: the sum of the earlier updates; folded into the weights if the method sums.
-        earlier: the earlier adapters, in order.
-    """
-
-    name: str
-    tasks: Sequence[Task]
-    order_index: int = 0
-    past: Past | None = None
-    earlier: Sequence[Adapter] = ()
 
 
 def train_task(
@@ -93,7 +71,7 @@ def train_task(
         try:
             trainer = _trainer(base, model, rows, assignment, settings, checkpoints, progress)
             _run(trainer, assignment, settings, folder, progress)
-            manifest = _manifest(base, trainer, assignment, settings)
+            manifest = stage_manifest(base, trainer, assignment, settings)
             if trainer.is_world_process_zero():
                 measured = None
                 if settings.curvature_rows and method.summed:
@@ -133,11 +111,6 @@ def encode_rows(
         for task in tasks
         for row in task.train
     ]
-
-
-def stage_seed(settings: TrainSettings, order_index: int) -> int:
-    """One seed a stage: with the same one, every task's A would start as the same matrix."""
-    return settings.seed * 1000 + order_index
 
 
 def _with_lora(
@@ -240,67 +213,6 @@ def _run(
         raise NonFiniteError(
             f"{error.message}; the last good adapter is in {kept}", hint=error.hint
         ) from error
-
-
-def _manifest(
-    base: Base, trainer: TaskTrainer, assignment: Assignment, settings: TrainSettings
-) -> dict[str, Any]:
-    model: Any = trainer.model
-    past, args = assignment.past, trainer.args
-    norms = update_norms(model)
-    layer = next(iter(lora_layers(model).values()))
-    (scale,) = set(layer.scaling.values())
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    lam = trainer.lam if trainer.penalty is not None else 0.0
-    return {
-        "format": FORMAT,
-        "task": assignment.name,
-        "order_index": assignment.order_index,
-        "method": settings.method,
-        "lambda": trainer.lam,
-        "strength": trainer.strength.facts(),
-        "energy": _energy(assignment, settings),
-        "seed": settings.seed,
-        "rank": settings.lora_rank,
-        "scale": scale,
-        "dropout": settings.lora_dropout,
-        "kind": base.kind,
-        "base": {"model": base.source, "fingerprint": base.fingerprint},
-        "data": {
-            "fingerprint": _data_fingerprint(assignment.tasks),
-            "train_rows": sum(len(task.train) for task in assignment.tasks),
-            "origin": [task.origin for task in assignment.tasks],
-        },
-        "past": {
-            "digest": past.digest if past else None,
-            "tasks": [task.name for task in past.tasks] if past else [],
-        },
-        "update_norm": math.hypot(*norms.values()),
-        "update_norms": norms,
-        "steps": trainer.state.global_step,
-        "curves": curves(trainer.state.log_history, lam),
-        "batch": {
-            "per_device": args.per_device_train_batch_size,
-            "accumulation": args.gradient_accumulation_steps,
-            "processes": args.world_size,
-            "global": per_step * args.world_size,
-        },
-        "settings": settings.model_dump(mode="json", by_alias=True),
-        "versions": versions(),
-    }
-
-
-def _energy(assignment: Assignment, settings: TrainSettings) -> str | None:
-    """What the penalty protected; None for methods that have no choice of it, and a first task."""
-    if settings.method != "ella" or assignment.past is None:
-        return None
-    return settings.energy or assignment.past.energy
-
-
-def _data_fingerprint(tasks: Sequence[Task]) -> str:
-    if len(tasks) == 1:
-        return tasks[0].fingerprint
-    return hashlib.sha256("".join(task.fingerprint for task in tasks).encode()).hexdigest()
 
 
 def _write(

@@ -62,7 +62,8 @@ def made(
     from ella_cli.model.base import load_base
     from ella_cli.past import accumulate
     from ella_cli.tasks import load_task
-    from ella_cli.training.task import Assignment, train_task
+    from ella_cli.training.assignment import Assignment
+    from ella_cli.training.task import train_task
 
     folder = tmp_path_factory.mktemp("made")
     settings = TrainSettings(max_steps=2, limit=16)

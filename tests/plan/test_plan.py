@@ -16,7 +16,8 @@ from ella_cli.past import accumulate
 from ella_cli.plan import Plan, Rates, make_plan
 from ella_cli.plan.held import held_past
 from ella_cli.tasks import load_task
-from ella_cli.training.task import Assignment, train_task
+from ella_cli.training.assignment import Assignment
+from ella_cli.training.task import train_task
 
 T5_LARGE = {f"block.{i}.q": (1024, 1024) for i in range(144)}
 CPU = torch.device("cpu")

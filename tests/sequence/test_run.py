@@ -13,7 +13,7 @@ from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import DataFields, EvaluateSettings, RunSettings
 from ella_cli.errors import AdapterError, SettingsError
 from ella_cli.sequence import RunFolder, evaluate_adapters, evaluate_run, load_tasks
-from ella_cli.sequence.run import stages_of
+from ella_cli.sequence.score import stages_of
 from ella_cli.training.methods import METHODS
 
 # Loading it would fail, so what is refused was refused before.

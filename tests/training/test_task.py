@@ -11,7 +11,8 @@ from ella_cli.config import TrainSettings
 from ella_cli.errors import NonFiniteError
 from ella_cli.model.base import load_base
 from ella_cli.tasks import load_task
-from ella_cli.training.task import Assignment, train_task
+from ella_cli.training.assignment import Assignment
+from ella_cli.training.task import train_task
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_adapter(

@@ -13,7 +13,8 @@ from ella_cli.model.base import Base, load_base
 from ella_cli.past import Past
 from ella_cli.progress import Advance
 from ella_cli.tasks import load_task
-from ella_cli.training.task import Assignment, train_task
+from ella_cli.training.assignment import Assignment
+from ella_cli.training.task import train_task
 
 
 class Listener:
