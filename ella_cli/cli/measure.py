@@ -51,6 +51,6 @@ def measure(
         f"curvature of {adapter}: {facts['rows']} rows, {facts['tokens']} answer tokens, "
         f"{facts['seconds']:.0f} s\n"
         f"rank {facts['rank']}: at most {dropped['g']:.1%} of G and {dropped['c']:.1%} of C "
-        f"dropped in a module; modules act together {facts['coherence']:.1f}-fold\n"
+        "dropped in a module\n"
         f"next: ella accumulate {adapter} --past wpast.safetensors",
     )

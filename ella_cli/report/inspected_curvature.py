@@ -68,8 +68,8 @@ def curvature_section(tasks: tuple[TaskCurvature, ...], unmeasured: tuple[str, .
         worst = max(task.modules, key=lambda one: one.share)
         parts.append(
             Words(
-                f"{task.task}: {worst.share:.0%} of its curvature sits in {worst.name}; modules "
-                f"act together {task.coherence:.1f}-fold (measured on {task.rows} rows)."
+                f"{task.task}: {worst.share:.0%} of its curvature sits in {worst.name} "
+                f"(measured on {task.rows} rows)."
             )
         )
     if unmeasured:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature import CurvatureRecord, write_curvature
-from ella_cli.curvature import Measured, measure_curvature
+from ella_cli.curvature import COHERENCE, Measured, measure_curvature
 from ella_cli.model.base import Base
 from ella_cli.progress import Progress
 
@@ -46,7 +46,6 @@ def measure_task(
         "rows": measured.rows,
         "tokens": measured.tokens,
         "rank": rank,
-        "coherence": measured.coherence,
         "largest_dropped_share": {"g": worst[0], "c": worst[1]},
         "seconds": round(time.monotonic() - started, 2),
     }
@@ -69,7 +68,7 @@ def write_measured(folder: Path, measured: Measured, manifest: Mapping[str, Any]
         rows=measured.rows,
         tokens=measured.tokens,
         seed=manifest["seed"],
-        coherence=measured.coherence,
+        coherence=COHERENCE,
         dropped=measured.dropped,
     )
     write_curvature(folder, measured.modules, record)
