@@ -51,7 +51,10 @@ def _field(
 class Settings(BaseModel):
     """What every group of settings shares: frozen, no unknown names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # Validators are built at first use: `ella --help` needs none.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), defer_build=True
+    )
 
 
 class ModelFields(Settings):
@@ -150,7 +153,11 @@ class MethodFields(Settings):
     )
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), populate_by_name=True
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        populate_by_name=True,
+        defer_build=True,
     )
 
 
