@@ -9,7 +9,7 @@ import typer
 
 from ella_cli.cli.output import JsonOption, Output, QuietOption
 
-# Sized to end within eight minutes on two cores.
+# 12 minutes of one core's time on a slow machine; forgetting is not yet visible in so few steps.
 _STEPS = 20
 _TEST_ROWS = 32
 _CURVATURE_ROWS = 32

@@ -38,7 +38,8 @@ def test_a_second_task_is_held_off_what_the_first_depends_on(
     plain = json.loads(
         _train(ella, tiny_t5, "colours", "a3", "--past", "w", "--energy", "sum").stdout
     )
-    assert costs[1] < costs[0] / 10
+    # Three steps, and the last one's cost is noted before it: without a hold both would be equal.
+    assert costs[1] < costs[0] / 4
     assert norms[1] < norms[0]
     assert plain["curves"]["penalty"][-1] != costs[0]
 
