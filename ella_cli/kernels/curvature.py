@@ -18,14 +18,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ella_cli.errors import NonFiniteError, ShapeError
+from ella_cli.errors import ShapeError
 from ella_cli.kernels.operands import compute_dtype
+from ella_cli.kernels.planned import Planned, check_count, check_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,15 +92,11 @@ class CurvaturePlan:
         self._check(bs, as_)
         if not bs:
             return torch.zeros(()), torch.zeros(0)
-        total, values = _Planned.apply(self, *bs, *as_)  # type: ignore[no-untyped-call]
+        total, values = Planned.apply(self, *bs, *as_)  # type: ignore[no-untyped-call]
         return total, values
 
     def _check(self, bs: Sequence[Tensor], as_: Sequence[Tensor]) -> None:
-        if not len(bs) == len(as_) == len(self.names):
-            raise ShapeError(
-                f"{len(bs)} B and {len(as_)} A for a plan of {len(self.names)} modules",
-                hint="give one B and one A a module, in the plan's order",
-            )
+        check_count(bs, as_, len(self.names))
         for b, a, shape, name in zip(bs, as_, self._shapes, self.names, strict=True):
             fits = b.ndim == a.ndim == 2 and b.shape[1] == a.shape[0]
             if not fits or (b.shape[0], a.shape[1]) != shape:
@@ -126,19 +122,8 @@ class CurvaturePlan:
             values[list(batch.members)] = value
             for i, one_db, one_da in zip(batch.members, db, da, strict=True):
                 dbs[i], das[i] = one_db, one_da
-        self._check_finite(values, dbs, das)
+        check_finite(self.names, values, dbs, das, "the curvature")
         return values, dbs, das
-
-    def _check_finite(self, values: Tensor, dbs: Sequence[Tensor], das: Sequence[Tensor]) -> None:
-        largest = [g.abs().amax().to(values) for g in (*dbs, *das) if g.numel()]
-        if torch.isfinite(torch.stack([values.sum(), *largest])).all():
-            return
-        worst = int(torch.argmax(torch.where(values.isfinite(), values, torch.inf)))
-        raise NonFiniteError(
-            f"the curvature penalty of {self.names[worst]} is {float(values[worst])}, "
-            "or a gradient is not finite",
-            hint="the update or the curvature is huge or NaN; lower the learning rate",
-        )
 
 
 def _batch_terms(
@@ -157,24 +142,6 @@ def _batch_terms(
     by_v = (s @ av).transpose(1, 2).reshape(count, rank, -1)  # (S, R, T · K_C)
     factor = square[:, None, None]
     return values, torch.bmm(u.mT, by_u) * factor, torch.bmm(by_v, v.mT) * factor
-
-
-class _Planned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, plan: CurvaturePlan, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        half = len(tensors) // 2
-        values, dbs, das = plan.terms(tensors[:half], tensors[half:])
-        ctx.dtypes = [tensor.dtype for tensor in tensors]
-        ctx.save_for_backward(*dbs, *das)
-        ctx.mark_non_differentiable(values)
-        return values.sum(dtype=torch.float64).to(values.dtype), values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = torch._foreach_mul(list(ctx.saved_tensors), upstream)
-        gradients = [g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True)]
-        return (None, *gradients)
 
 
 Shapes = Sequence[tuple[int, int]]

@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ella_cli.errors import NonFiniteError, ShapeError
+from ella_cli.errors import ShapeError
 from ella_cli.kernels.choice import choose_forms
 from ella_cli.kernels.form import AUTO, FUSED, check_form
 from ella_cli.kernels.launch import check_precision
 from ella_cli.kernels.operands import Factors, Past, check_past, check_update, compute_dtype
 from ella_cli.kernels.parts import Module, Part, parts_of
+from ella_cli.kernels.planned import Planned, check_count, check_finite
 
 
 class PenaltyPlan:
@@ -72,15 +71,11 @@ class PenaltyPlan:
         self._check(bs, as_)
         if not bs:
             return torch.zeros(()), torch.zeros(0)
-        total, values = _Planned.apply(self, *bs, *as_)  # type: ignore[no-untyped-call]
+        total, values = Planned.apply(self, *bs, *as_)  # type: ignore[no-untyped-call]
         return total, values
 
     def _check(self, bs: Sequence[Tensor], as_: Sequence[Tensor]) -> None:
-        if not len(bs) == len(as_) == len(self._modules):
-            raise ShapeError(
-                f"{len(bs)} B and {len(as_)} A for a plan of {len(self._modules)} modules",
-                hint="give one B and one A a module, in the plan's order",
-            )
+        check_count(bs, as_, len(self._modules))
         for b, a, module, name in zip(bs, as_, self._modules, self.names, strict=True):
             check_update(b, a, module.past, name)
             if b.shape[1] != module.rank:
@@ -89,7 +84,7 @@ class PenaltyPlan:
                     hint="make the plan with the ranks it is called with",
                 )
 
-    def _terms(
+    def terms(
         self, bs: Sequence[Tensor], as_: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Values (modules,), ∂/∂B and ∂/∂A of every module; all finite."""
@@ -111,52 +106,8 @@ class PenaltyPlan:
                 values[i], dbs[i], das[i] = value, db, da
         dtype, device = compute_dtype(*bs, *as_), bs[0].device
         together = torch.stack([value.to(device, dtype) for value in values])  # (modules,)
-        self._check_finite(together, dbs, das)
+        check_finite(self.names, together, dbs, das, "W_past")
         return together, dbs, das
-
-    def _check_finite(self, values: Tensor, dbs: Sequence[Tensor], das: Sequence[Tensor]) -> None:
-        largest = [g.abs().amax().to(values) for g in (*dbs, *das) if g.numel()]
-        if torch.isfinite(torch.stack([values.sum(), *largest])).all():
-            return
-        for name, value, db, da in zip(self.names, values, dbs, das, strict=True):
-            if not all(bool(torch.isfinite(part).all()) for part in (value, db, da)):
-                raise NonFiniteError(
-                    f"the penalty of {name} is {float(value)}, or its gradient is not finite",
-                    hint="the update or W_past holds huge or NaN weights; lower the learning rate",
-                )
-        raise NonFiniteError(
-            f"the penalty of {len(values)} modules together is {float(values.sum())}",
-            hint="the updates or W_past hold huge weights; lower the learning rate",
-        )
-
-
-class _Planned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, plan: PenaltyPlan, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        half = len(tensors) // 2
-        values, dbs, das = plan._terms(tensors[:half], tensors[half:])
-        ctx.dtypes = [tensor.dtype for tensor in tensors]
-        ctx.save_for_backward(*dbs, *das)
-        ctx.mark_non_differentiable(values)
-        return values.sum(dtype=torch.float64).to(values.dtype), values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        needed = [i for i, wanted in enumerate(ctx.needs_input_grad[1:]) if wanted]
-        scaled = _scaled([ctx.saved_tensors[i] for i in needed], upstream)
-        gradients: list[Tensor | None] = [None] * len(ctx.dtypes)
-        for i, gradient in zip(needed, scaled, strict=True):
-            gradients[i] = gradient.to(ctx.dtypes[i])
-        return (None, *gradients)
-
-
-def _scaled(gradients: list[Tensor], factor: Tensor) -> Sequence[Tensor]:
-    """Each times a 0-d factor: a few launches a device, not one a module."""
-    if len({gradient.device for gradient in gradients}) == 1:
-        scaled: Sequence[Tensor] = torch._foreach_mul(gradients, factor.to(gradients[0]))
-        return scaled
-    return [gradient * factor.to(gradient) for gradient in gradients]
 
 
 def plan_penalty(
