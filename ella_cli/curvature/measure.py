@@ -26,7 +26,7 @@ from ella_cli.kernels import Kronecker
 from ella_cli.model.base import Base
 from ella_cli.model.lora import lora_layers
 from ella_cli.progress import Advance
-from ella_cli.tasks.batches import IGNORED, Collator
+from ella_cli.tasks.batches import IGNORED
 
 # Measured divergence over the prediction without it, 40 real updates after two tasks of SmolLM2
 # (docs/results.md): slope 5.5. Read off each task's own update instead it was 2 to 45, and pooled
@@ -75,7 +75,7 @@ def measure_curvature(
     Raises:
         NonFiniteError: a module's curvature is infinite or NaN.
     """
-    collate = _collator(base)
+    collate = base.collator()
     generator = torch.Generator().manual_seed(seed)
     layers: dict[str, Any] = dict(lora_layers(model))
     moments: dict[str, Moments] = {}
@@ -99,13 +99,6 @@ def measure_curvature(
     finally:
         base.model.train(was_training)
     return _factored(moments, rank, len(ordered), tokens)
-
-
-def _collator(base: Base) -> Collator:
-    pad = base.tokenizer.pad_token_id
-    assert isinstance(pad, int)
-    start = getattr(base.model.config, "decoder_start_token_id", None)
-    return Collator(pad, base.kind, start if start is not None else pad)
 
 
 def _sampled_loss(

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from ella_cli.model.base import Base
-from ella_cli.tasks.batches import IGNORED, Collator, Encoder, pad_left, pad_right
+from ella_cli.tasks.batches import IGNORED, Encoder, pad_left, pad_right
 
 Answered = Callable[[int], None]  # told how many rows were just answered
 
@@ -161,10 +161,10 @@ def _encdec_likelihoods(
     batch = _padded(base, prompts)
     size, count = len(prompts), len(targets)
     states = base.model.get_encoder()(**batch).last_hidden_state  # (S, L, hidden)
-    start, pad = base.model.config.decoder_start_token_id, base.tokenizer.pad_token_id
+    pad = base.tokenizer.pad_token_id
     assert isinstance(pad, int)
     rows = [{"input_ids": [pad], "labels": list(target)} for target in targets]
-    block = Collator(pad, base.kind, pad if start is None else start)(rows)
+    block = base.collator()(rows)
     labels = block["labels"].to(base.device).repeat(size, 1)  # (S · labels, L)
     logits = base.model(
         encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(count, dim=0)),

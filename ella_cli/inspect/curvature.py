@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ella_cli.adapter import Adapter, Update
 from ella_cli.adapter.curvature import Curvature, read_curvature
+from ella_cli.inspect.singular import effective_rank
 from ella_cli.kernels import Kronecker
 from ella_cli.past import Past
 
@@ -163,9 +164,4 @@ def _trace(factor: Tensor) -> float:
 
 def _effective_rank(factor: Tensor) -> float:
     """Of factor · factorᵀ, whose eigenvalues are the squares of the singular values."""
-    values = torch.linalg.svdvals(factor.double()).square()
-    total = values.sum()
-    if total == 0:
-        return 0.0
-    shares = values[values > 0] / total
-    return float((-(shares * shares.log()).sum()).exp())
+    return effective_rank(torch.linalg.svdvals(factor.double()).square())

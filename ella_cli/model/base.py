@@ -13,6 +13,7 @@ from torch import Tensor
 from ella_cli import processes
 from ella_cli.errors import ModelError
 from ella_cli.model.source import resolve_source
+from ella_cli.tasks.batches import Collator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,6 +45,13 @@ class Base:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def collator(self) -> Collator:
+        """Rows of `Encoder.example` -> batches as this model reads them."""
+        pad = self.tokenizer.pad_token_id
+        assert isinstance(pad, int)
+        start = getattr(self.model.config, "decoder_start_token_id", None)
+        return Collator(pad, self.kind, pad if start is None else start)
 
     def check_ground(self, what: str, fingerprint: str | None) -> None:
         """Makes sure that `what` was made on this base; an unknown fingerprint passes.

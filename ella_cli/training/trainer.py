@@ -28,7 +28,7 @@ from ella_cli.errors import NonFiniteError
 from ella_cli.model.base import Base
 from ella_cli.model.lora import update_norms
 from ella_cli.progress import Advance
-from ella_cli.tasks.batches import IGNORED, Collator
+from ella_cli.tasks.batches import IGNORED
 from ella_cli.training.checkpoints import whole_checkpoint
 from ella_cli.training.manifest import curves
 from ella_cli.training.mixin import EllaTrainerMixin
@@ -244,14 +244,11 @@ def build_trainer(
         dataloader_pin_memory=base.device.type == "cuda",
         seed=seed,
     )
-    start = getattr(base.model.config, "decoder_start_token_id", None)
-    pad = base.tokenizer.pad_token_id
-    assert isinstance(pad, int)
     trainer = TaskTrainer(
         model=model,
         args=arguments,
         train_dataset=list(rows),
-        data_collator=Collator(pad, base.kind, start if start is not None else pad),
+        data_collator=base.collator(),
         compute_loss_func=answer_cross_entropy,
     )
     # Without its own bar, Trainer prints every log line to stdout, where results belong.
