@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ella_cli.config import RunSettings
+from ella_cli.model.source import resolve_source
 from ella_cli.plan import make_plan, measure_rates
 from ella_cli.training.manifest import versions
 
@@ -50,6 +51,8 @@ CASES = (
 
 def measured(case: Case) -> dict[str, Any]:
     """What `benchmarks.training_peak` prints for `case`."""
+    # The first load ever unpacks the model, which takes a second copy of it for a moment.
+    resolve_source("smollm2")
     flags = {
         "dtype": case.dtype,
         "batch": case.batch,
