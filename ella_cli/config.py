@@ -177,6 +177,12 @@ class EvalFields(Settings):
         "Greedy answer with exact match, or the most likely label of the set (faster).",
         panel="Evaluation",
     )
+    cells: Literal["all", "figures"] = _field(
+        "all",
+        "Score every stage on every task, or only what OA, BWT, learned and FWT are made of "
+        "(57 cells instead of 240 for 15 tasks).",
+        panel="Evaluation",
+    )
     per_device_eval_batch_size: int = _field(
         16, "Sequences a forward pass.", panel="Evaluation", ge=1
     )

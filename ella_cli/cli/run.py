@@ -27,6 +27,12 @@ def run(
         Path, typer.Option("--output-dir", "-o", help="The run's folder; made, or gone on with.")
     ],
     single: SingleOption = None,
+    first_stage: Annotated[
+        Path | None,
+        typer.Option(
+            "--first-stage", help="A run whose first stage is the same: not trained anew."
+        ),
+    ] = None,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html at the end.")
     ] = True,
@@ -47,7 +53,7 @@ def run(
 
       ella run --order 1 --data data -o runs/o1
 
-      ella run --order 1 --data data --method inclora --max-steps 40 --limit 100 -o runs/o1-inc
+      ella run --order 1 --data data --method inclora --first-stage runs/o1 -o runs/o1-inclora
 
       ella run --order amazon,./my-task --config run.yaml -o runs/mine
     """
@@ -68,7 +74,12 @@ def run(
     command = shlex.join(["ella", *sys.argv[1:]])
     with showing_progress(output) as progress:
         document = run_order(
-            settings, output_dir, single=single, command=command, progress=progress
+            settings,
+            output_dir,
+            single=single,
+            first_stage=first_stage,
+            command=command,
+            progress=progress,
         )
     folder = RunFolder(output_dir)
     if report and output.speaks:

@@ -182,8 +182,8 @@ def _delta(stage: Stage, name: str) -> Tensor:
 
 
 def _key(fingerprint: str, stage: Stage, task: Task, settings: EvaluateSettings) -> str:
-    # Where the rows came from and how many fit a batch change nothing that is scored.
-    beside = {"data", "device", "per_device_eval_batch_size", "model"}
+    # Where rows came from, how many fit a batch and which other cells there are changes no score.
+    beside = {"data", "device", "per_device_eval_batch_size", "model", "cells"}
     facts = [
         FORMAT,
         fingerprint,

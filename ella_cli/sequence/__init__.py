@@ -1,15 +1,25 @@
 """A whole order of tasks: train → accumulate → evaluate, resumable at every finished step.
 
 run_folder.py  what lies where in a run's folder, and which run a folder belongs to
+first_stage.py the first stage, which no past touches, from another run
 loading.py     tasks, the base model once, an adapter's ground
 run.py         the steps, each skipped if its result is there
 score.py       every stage on every task, and the results
 measure.py     the curvature of a stage that is trained already
 """
 
+from ella_cli.sequence.first_stage import has_first_stage
 from ella_cli.sequence.loading import ground_of, load_tasks
 from ella_cli.sequence.run import run_order
 from ella_cli.sequence.run_folder import RunFolder
 from ella_cli.sequence.score import evaluate_adapters, evaluate_run
 
-__all__ = ["RunFolder", "evaluate_adapters", "evaluate_run", "ground_of", "load_tasks", "run_order"]
+__all__ = [
+    "RunFolder",
+    "evaluate_adapters",
+    "evaluate_run",
+    "ground_of",
+    "has_first_stage",
+    "load_tasks",
+    "run_order",
+]

@@ -19,6 +19,7 @@ from ella_cli.model.base import Base
 from ella_cli.past import accumulate, read_past
 from ella_cli.past.record import Energy
 from ella_cli.progress import SILENCE, Progress
+from ella_cli.sequence.first_stage import take_first_stage
 from ella_cli.sequence.loading import base_once, load_tasks
 from ella_cli.sequence.run_folder import RunFolder, method_of, stage_names
 from ella_cli.sequence.score import score_run
@@ -33,6 +34,7 @@ def run_order(
     folder: Path,
     *,
     single: Path | None = None,
+    first_stage: Path | None = None,
     command: str = "",
     progress: Progress = SILENCE,
 ) -> dict[str, Any]:
@@ -42,10 +44,11 @@ def run_order(
         settings: everything that decides the result.
         folder: the run's folder; a run begun there with the same settings goes on.
         single: a finished run of method single, for plasticity FWT.
+        first_stage: a run whose first stage is this one's too and need not be trained again.
         command: what the user typed, for the record.
 
     Raises:
-        SettingsError: the folder belongs to another run.
+        SettingsError: the folder belongs to another run, or `first_stage` is another stage.
         EllaError: whatever a task, the model, an adapter or the past has against it.
     """
     run = RunFolder(folder)
@@ -60,6 +63,8 @@ def run_order(
     }
     with processes.main_first():
         run.claim(settings, [task.spec.name for task in tasks], command, facts)
+    if first_stage is not None:
+        take_first_stage(run, first_stage, tasks[0].spec.name, settings, progress)
     adapters = train_stages(run, base, tasks, settings, progress)
     return score_run(
         run, base, tasks, adapters, settings, evaluation_of(settings), single, progress

@@ -23,8 +23,8 @@ from ella_cli.training.methods import METHODS, Method
 
 FORMAT = 1
 
-# Settings that change where or how fast something is computed, never what.
-_FREE = {"device", "per_device_eval_batch_size", "save_steps"}
+# Settings that change where, how fast or how much is computed, never what comes out.
+FREE = {"device", "per_device_eval_batch_size", "save_steps", "cells"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class RunFolder:
             **{n: theirs[n] for n in facts if n in theirs},
         }
         for name, value in {**ours, **facts}.items():
-            if name not in _FREE and before.get(name) != value:
+            if name not in FREE and before.get(name) != value:
                 raise SettingsError(
                     f"{self.path} holds another run: its {name.replace('_', '-')} is "
                     f"{_short(before.get(name))}, now it is {_short(value)}",

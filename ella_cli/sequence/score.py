@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,8 @@ def evaluate_adapters(
         for i, (task, _) in enumerate(zip(tasks, adapters, strict=False))
     ]
     run = RunFolder(folder)
-    grid = evaluate_grid(
-        base, None, [Stage("base"), *stages], tasks, evaluation, run.scores, progress=progress
-    )
+    chosen = _choose([Stage("base"), *stages], len(tasks), evaluation)
+    grid = evaluate_grid(base, None, chosen, tasks, evaluation, run.scores, progress=progress)
     rows = [*grid[1:], *_empty_rows(len(tasks) - len(stages), len(tasks))]
     facts = {
         "method": "adapters",
@@ -139,7 +139,9 @@ def score_run(
     """Scores every stage trained so far, cell by cell, and writes results.json."""
     method = method_of(settings)
     stages = [Stage("base"), *stages_of(method, adapters)]
-    grid = evaluate_grid(base, None, stages, tasks, evaluation, run.scores, progress=progress)
+    # A joint training has one stage, and that one has seen everything.
+    chosen = stages if method.joint else _choose(stages, len(tasks), evaluation)
+    grid = evaluate_grid(base, None, chosen, tasks, evaluation, run.scores, progress=progress)
     untouched, rows = grid[0], grid[1:]
     if method.joint:
         # Its one stage is the last row: all tasks have been seen.
@@ -154,6 +156,22 @@ def score_run(
     )
     _write_results(run, document)
     return document
+
+
+def _choose(stages: Sequence[Stage], count: int, evaluation: EvaluateSettings) -> list[Stage]:
+    """The stages, the untouched base first, each with the tasks that are asked of it."""
+    if evaluation.cells == "all":
+        return list(stages)
+    # Right after a task itself and the next, for learned and FWT; after the last all, for OA.
+    wanted = [set(range(1, count)), *({j, j + 1} for j in range(count - 1)), set(range(count))]
+    return [
+        replace(stage, tasks=tuple(i for i in _asked(stage, count) if i in own))
+        for stage, own in zip(stages, wanted, strict=False)
+    ]
+
+
+def _asked(stage: Stage, count: int) -> Sequence[int]:
+    return range(count) if stage.tasks is None else stage.tasks
 
 
 def _write_results(run: RunFolder, document: Mapping[str, Any]) -> None:

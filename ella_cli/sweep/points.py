@@ -10,10 +10,11 @@ from typing import Any
 
 from ella_cli.config import RunSettings, resolve_settings
 from ella_cli.errors import SettingsError
+from ella_cli.sequence.run_folder import FREE
 from ella_cli.training.methods import METHODS
 
 # What may differ between the runs of one sweep, or between the machines that share it.
-_OWN = {"lam", "seed", "device", "data", "per_device_eval_batch_size", "save_steps"}
+_OWN = FREE | {"lam", "seed", "data"}
 
 
 @dataclass(frozen=True)

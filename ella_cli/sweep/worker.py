@@ -82,6 +82,7 @@ def _run(trial: Trial, job: Job, progress: Progress) -> float:
             results = run_order(
                 point.settings(job.base),
                 run_folder(job.folder, point),
+                first_stage=_first_stage(job, point),
                 command=job.command,
                 progress=progress,
             )
@@ -94,6 +95,14 @@ def _run(trial: Trial, job: Job, progress: Progress) -> float:
         stages = read_stages(run_folder(job.folder, point))
         trial.set_user_attr(RESULT, kept | {"lambdas": [stage.lam for stage in stages]})
     return _score(results)
+
+
+def _first_stage(job: Job, point: Point) -> Path | None:
+    """A run of the same seed that has learned the first task, which λ does not touch."""
+    from ella_cli.sequence import has_first_stage
+
+    others = (run_folder(job.folder, one) for one in job.points if one.seed == point.seed)
+    return next((folder for folder in others if has_first_stage(folder)), None)
 
 
 def _score(results: dict[str, Any]) -> float:

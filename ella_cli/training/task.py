@@ -158,6 +158,9 @@ def _trainer(
             rho=settings.rho,
         )
         progress.note(f"{assignment.name}: {trainer.strength}")
+    if trainer.penalty is None:
+        # Nothing to weigh: a first task is the same whatever λ was asked for.
+        trainer.strength = Strength(0.0)
     trainer.lam = trainer.strength.lam
     return trainer
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from ella_cli.past import read_past
+
 SHORT = ("--max-steps", 3, "--dtype", "float32", "--learning-rate", "0.01")
 
 
@@ -96,6 +98,38 @@ def test_every_method_runs_an_order(
 def test_every_kind_of_model_runs_an_order(ella: Any, tiny_model: Path, own_tasks: Path) -> None:
     results = json.loads(ella("run", *_run_flags(tiny_model, "ella"), "-o", "run", "--json").stdout)
     assert results["oa"] is not None
+
+
+def test_the_figures_need_only_some_cells_and_the_rest_can_follow(
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    order = ("--order", "tasks/animals,tasks/colours,demo-mood", "--limit", 9)
+    flags = ("run", *_run_flags(tiny_llama, "ella"), *order, "-o", "run", "--json")
+    some = json.loads(ella(*flags, "--cells", "figures").stdout)
+    ran = [[score is not None for score in row] for row in (some["base"], *some["matrix"])]
+    assert ran == [[False, True, True], [True, True, False], [False, True, True], [True] * 3]
+    kept = tmp_path / "run" / "scores" / "03-demo-mood" / "animals.json"
+    written = kept.stat().st_mtime_ns
+
+    whole = json.loads(ella(*flags).stdout)
+    assert all(None not in row for row in (whole["base"], *whole["matrix"]))
+    for figure in ("oa", "bwt", "learned", "fwt_zero_shot"):
+        assert some[figure] == whole[figure] is not None
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_a_first_stage_taken_from_another_run_changes_no_result(
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    ella("run", *_run_flags(tiny_llama, "inclora"), "-o", "other")
+    flags = ("run", *_run_flags(tiny_llama, "ella"), "--json")
+    whole = json.loads(ella(*flags, "-o", "whole").stdout)
+    done = ella(*flags, "--first-stage", "other", "-o", "quick")
+    assert "01-animals taken from other" in done.stderr
+    assert json.loads(done.stdout) == whole
+    past = "wpast.safetensors"
+    tasks = [read_past(tmp_path / run / past).tasks for run in ("whole", "quick")]
+    assert [task.digest for task in tasks[0]] == [task.digest for task in tasks[1]]
 
 
 def test_a_single_run_gives_plasticity(ella: Any, tiny_llama: Path, own_tasks: Path) -> None:

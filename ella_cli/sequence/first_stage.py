@@ -1,0 +1,85 @@
+"""The first stage taken from another run: no past touches it, so all methods begin alike."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ella_cli import files, processes
+from ella_cli.config import RunSettings
+from ella_cli.errors import SettingsError
+from ella_cli.progress import SILENCE, Progress
+from ella_cli.sequence.run_folder import FREE, RunFolder, stage_name
+from ella_cli.training.manifest import MANIFEST
+
+# They decide what comes after the first task, or only how it is scored.
+_LATER = {"method", "lambda", "rho", "energy", "order", "decode"}
+# Where model and rows came from and how many rows: the fingerprints tell what they were.
+_TOLD = {"model", "data", "limit", "limit_test", "validation"}
+
+
+def take_first_stage(
+    run: RunFolder, other: Path, task: str, settings: RunSettings, progress: Progress = SILENCE
+) -> None:
+    """Copies the other run's first stage and what was scored with it, unless `run` has its own.
+
+    Args:
+        run: claimed, so that its record is there.
+        other: a run whose first stage is finished.
+        task: the first task of `run`.
+
+    Raises:
+        SettingsError: the other run's first stage is not finished, or would not be the same.
+        StorageError: it cannot be read, or ours not written.
+    """
+    name = stage_name(0, task)
+    source = RunFolder(other)
+    with processes.main_first():
+        if run.adapter(0, task) is not None:
+            return
+        if source.adapter(0, task) is None:
+            raise SettingsError(
+                f"{other} has no finished first stage {name}",
+                hint="name the folder of a run that begins with the same task",
+            )
+        theirs, ours = (_deciding(one, task) for one in (source, run))
+        if not settings.curvature_rows:
+            # A stage with its curvature merely has more than is asked for.
+            for one in (theirs, ours):
+                del one["curvature_rows"], one["energy_rank"]
+        for what in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(what) != ours.get(what):
+                raise SettingsError(
+                    f"the first stage of {other} is another one: its {what.replace('_', '-')} is "
+                    f"{theirs.get(what)}, here {ours.get(what)}",
+                    hint="leave --first-stage out to train it here",
+                )
+        progress.note(f"{name} taken from {other}")
+        # Scores go first: once the stage is there, they are not looked for again.
+        for part in ("scores/base", f"scores/{name}", f"stages/{name}"):
+            if (other / part).is_dir() and not (run.path / part).exists():
+                with files.new_folder(run.path / part) as folder:
+                    # Hidden files are another process's, not yet whole.
+                    hidden = shutil.ignore_patterns(".*")
+                    shutil.copytree(other / part, folder, ignore=hidden, dirs_exist_ok=True)
+
+
+def has_first_stage(run: Path) -> bool:
+    return any(run.glob(f"stages/01-*/{MANIFEST}"))
+
+
+def _deciding(run: RunFolder, task: str) -> dict[str, Any]:
+    """All of a claimed run's record that its first stage depends on."""
+    record = files.read_json(run.record)
+    settings = record["settings"]
+    kept = {name: settings[name] for name in settings.keys() - _LATER - _TOLD - FREE}
+    # Weighs the first adapter too, but in one method only.
+    if settings["method"] != "olora":
+        kept["olora_l2"] = 0.0
+    return {
+        **kept,
+        "base": record["base"]["fingerprint"],
+        "data_fingerprint": record["data_fingerprints"].get(task),
+        "processes": record.get("processes", 1),
+    }

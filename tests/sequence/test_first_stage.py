@@ -1,0 +1,103 @@
+"""The first stage of another run is taken only where it would be the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ella_cli.config import RunSettings
+from ella_cli.errors import SettingsError
+from ella_cli.sequence import RunFolder, has_first_stage
+from ella_cli.sequence.first_stage import take_first_stage
+
+FACTS = {
+    "base": {"model": "smollm2", "fingerprint": "b0"},
+    "data_fingerprints": {"amazon": "d0", "yahoo": "d1"},
+    "processes": 1,
+}
+
+
+def _claimed(folder: Path, facts: dict[str, Any] = FACTS, **settings: Any) -> RunSettings:
+    own = RunSettings(order="amazon,yahoo", **settings)
+    RunFolder(folder).claim(own, ["amazon", "yahoo"], "ella run", facts)
+    return own
+
+
+def _finished(folder: Path, **settings: Any) -> None:
+    """A run with a first stage and its scores; what is in them matters to nobody here."""
+    _claimed(folder, **settings)
+    for name in ("stages/01-amazon/ella.json", "stages/01-amazon/adapter_config.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps({"format": 1, "peft_type": "LORA", "r": 1}))
+    from safetensors.torch import save_file
+    from torch import ones
+
+    key = "base_model.model.layers.0.q"
+    factors = {f"{key}.lora_B.weight": ones(3, 1), f"{key}.lora_A.weight": ones(1, 5)}
+    save_file(factors, folder / "stages/01-amazon/adapter_model.safetensors")
+    for name in ("base/amazon.json", "01-amazon/amazon.json", "01-amazon/.yahoo.json.x.tmp"):
+        (folder / "scores" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "scores" / name).write_text("{}")
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "inclora"},
+        {"method": "seqlora", "decode": "rank"},
+        {"method": "ella", "lam": 3.0, "energy": "abs", "rho": 1.0, "olora_l2": 0.1},
+        {"method": "inclora", "curvature_rows": 0},
+        {"method": "ella", "cells": "figures", "per_device_eval_batch_size": 2},
+    ],
+)
+def test_what_protects_earlier_tasks_does_not_touch_the_first(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    _finished(tmp_path / "one", method="ella")
+    own = _claimed(tmp_path / "two", **settings)
+    assert has_first_stage(tmp_path / "one")
+    assert not has_first_stage(tmp_path / "two")
+    take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "one", "amazon", own)
+    # Whole files only: what another process is just writing is left behind.
+    expected = _files(tmp_path / "one") - {"scores/01-amazon/.yahoo.json.x.tmp"}
+    assert _files(tmp_path / "two") == expected
+    assert has_first_stage(tmp_path / "two")
+    # Once it is there, the other run may go.
+    take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "gone", "amazon", own)
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "words"),
+    [
+        ({"seed": 1}, {}, "its seed is 0, here 1"),
+        ({"lora_rank": 4}, {}, "its lora-rank is 8, here 4"),
+        ({"curvature_rows": 32}, {}, "its curvature-rows is 64, here 32"),
+        ({"method": "olora", "olora_l2": 0.1}, {}, "its olora-l2 is 0.0, here 0.1"),
+        ({}, {"base": {"model": "m", "fingerprint": "b1"}}, "its base is b0, here b1"),
+        ({}, {"data_fingerprints": {"amazon": "d9"}}, "its data-fingerprint is d0, here d9"),
+        ({}, {"processes": 2}, "its processes is 1, here 2"),
+    ],
+)
+def test_another_first_stage_is_refused(
+    tmp_path: Path, settings: dict[str, Any], facts: dict[str, Any], words: str
+) -> None:
+    _finished(tmp_path / "one")
+    own = _claimed(tmp_path / "two", FACTS | facts, **settings)
+    before = _files(tmp_path / "two")
+    with pytest.raises(SettingsError, match=words):
+        take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "one", "amazon", own)
+    assert _files(tmp_path / "two") == before
+
+
+def test_an_unfinished_run_has_none_to_give(tmp_path: Path) -> None:
+    _claimed(tmp_path / "one")
+    own = _claimed(tmp_path / "two")
+    with pytest.raises(SettingsError, match="no finished first stage 01-amazon"):
+        take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "one", "amazon", own)
