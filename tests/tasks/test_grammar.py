@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
 
 from ella_cli.tasks import ORDERS, load_task
-from ella_cli.tasks.grammar import DEMO_NAMES, TEST_ROWS, TRAIN_ROWS, demo_spec
+from ella_cli.tasks.grammar import DEMO_NAMES, TEST_ROWS, TRAIN_ROWS, _bank, demo_spec
 from ella_cli.tasks.rows import normal_form
 from ella_cli.tasks.scoring import words
 
@@ -37,38 +38,51 @@ def test_every_slot_is_filled_and_messages_are_short(name: str) -> None:
     for row in load_task(name).train:
         assert "{" not in row.text
         assert "  " not in row.text
-        assert 25 <= len(row.text.split()) <= 55
+        assert 20 <= len(row.text.split()) <= 45
 
 
 def test_the_rows_are_the_same_on_every_machine() -> None:
     prints = {name: load_task(name).fingerprint[:16] for name in DEMO_NAMES}
     assert prints == {
-        "demo-topic": "629fc91a678da7c9",
-        "demo-mood": "c88b75066973d474",
-        "demo-place": "76980576ad4f58d0",
-        "demo-request": "a7722dd0ec5432f2",
+        "demo-topic": "e61f4e6664c3f511",
+        "demo-mood": "9f46b9c7c743ad4d",
+        "demo-place": "f20e06076b73b08f",
+        "demo-request": "4dac5de360ff238f",
     }
 
 
-def test_tasks_share_their_words_and_some_their_labels() -> None:
+def test_tasks_share_their_words_and_two_their_labels() -> None:
     vocabularies = [
         {word for row in load_task(name).train for word in words(row.text)} for name in DEMO_NAMES
     ]
     for one in vocabularies:
         for other in vocabularies:
-            assert len(one & other) > 0.95 * len(one)
-    assert set(demo_spec("demo-topic").labels) & set(demo_spec("demo-place").labels)
+            assert len(one & other) > 0.9 * len(one)
+    assert demo_spec("demo-topic").labels == demo_spec("demo-place").labels
 
 
 @each_task
-def test_a_small_share_of_messages_quotes_another_label(name: str) -> None:
-    rows = load_task(name).train
-    assert 0.04 < sum('"' in row.text for row in rows) / len(rows) < 0.15
+def test_the_rival_of_a_task_is_told_in_each_of_its_messages(name: str) -> None:
+    # Every sentence begins with a capital: three things are told, after an opening.
+    rival = {"demo-topic": "demo-place", "demo-mood": "demo-request"}
+    rival |= {other: own for own, other in rival.items()}
+    banks = {one: _patterns(one) for one in DEMO_NAMES}
+    for row in load_task(name).train[:100]:
+        told = {one for one, patterns in banks.items() if any(p.search(row.text) for p in patterns)}
+        assert {name, rival[name]} <= told
+        assert len(told) == 3
+
+
+def _patterns(name: str) -> list[re.Pattern[str]]:
+    sentences = [one for several in _bank(name).sentences.values() for one in several]
+    return [
+        re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(one)), re.IGNORECASE) for one in sentences
+    ]
 
 
 @each_task
 def test_counting_words_learns_a_task_but_not_perfectly(name: str) -> None:
-    # Naive Bayes: learnable from the words alone, and yet the hard rows mislead it.
+    # Naive Bayes: learnable from the words alone, and yet the other things told mislead it.
     task = load_task(name)
     seen = {label: Counter[str]() for label in task.spec.labels}
     for row in task.train:
