@@ -62,13 +62,15 @@ def test_a_sweep_ends_in_a_table_and_a_plot_and_is_not_run_twice(
     done = run_sweep(settings, points, tmp_path / "s")
     assert [one["lambda"] for one in done.json["outcomes"]] == ["0", "1000"]
     assert all(len(one["seeds"]) == 2 for one in done.json["outcomes"])
+    first: dict[int, set[str]] = {0: set(), 1: set()}
     for run in done.json["runs"]:
-        results = json.loads(
-            (Path(run["folder"]) / "trials" / _name(run) / "results.json").read_text()
-        )
+        results = json.loads((_trial(run) / "results.json").read_text())
         assert (results["oa"], results["bwt"]) == (run["oa"], run["bwt"])
         assert results["validation"] == 8
-        assert run["lambda_used"] == [float(run["lambda"])] * 2
+        # A first task is trained alike, whatever λ is.
+        assert run["lambda_used"] == [0.0, float(run["lambda"])]
+        first[run["seed"]].add((_trial(run) / "stages/01-demo-topic/ella.json").read_text())
+    assert [len(manifests) for manifests in first.values()] == [1, 1]
     for name in ("sweep.json", "sweep.svg", "sweep.png", "sweep.html"):
         assert (tmp_path / "s" / name).is_file()
     written = _written(tmp_path / "s")
@@ -81,6 +83,10 @@ def test_a_sweep_ends_in_a_table_and_a_plot_and_is_not_run_twice(
     by_rule = [run["lambda_used"] for run in more.json["runs"] if run["lambda"] == "auto"]
     assert all(first == 0 < second for first, second in by_rule)
     assert written.items() <= _written(tmp_path / "s").items()
+
+
+def _trial(run: dict[str, Any]) -> Path:
+    return Path(run["folder"]) / "trials" / _name(run)
 
 
 def _name(run: dict[str, Any]) -> str:
@@ -136,14 +142,19 @@ def _without_folders(summary: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.timeout(600)
 def test_workers_and_machines_share_one_sweep(small: Small, tmp_path: Path) -> None:
     """Two folders stand for two machines; one of them has two workers."""
-    settings = small()
+    settings = small(max_steps=8)
     storage = ("--storage", f"sqlite:///{tmp_path / 'shared.db'}")
     flags = ("--lambda", "0,1e3", "--seeds", "2", *storage)
     commands = [
         _command(tmp_path / "one", settings, *flags, "--processes", "2"),
         _command(tmp_path / "two", settings, *flags),
     ]
-    lives = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True) for c in commands]
+    lives = [subprocess.Popen(commands[0], stdout=subprocess.PIPE, text=True)]
+    # Workers start slowly: the second machine, which has none to start, would do all by itself.
+    while not list(tmp_path.glob("one/trials/*/run.json")):
+        assert lives[0].poll() is None
+        time.sleep(0.1)
+    lives.append(subprocess.Popen(commands[1], stdout=subprocess.PIPE, text=True))
     summaries = [json.loads(life.communicate(timeout=500)[0]) for life in lives]
     assert [life.returncode for life in lives] == [0, 0]
     assert summaries[0] == summaries[1]
