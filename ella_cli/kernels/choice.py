@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 
+import psutil
 import torch
 
 from ella_cli.errors import SettingsError
@@ -88,4 +88,5 @@ def uncancelled(past: Factors) -> float:
 def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Pages that cache files count as free: whoever has just loaded a model has many of them.
+    return int(psutil.virtual_memory().available)

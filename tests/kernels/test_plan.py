@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from ella_cli.errors import ShapeError
 from ella_cli.kernels import Factors, gram, plan_penalty
-from ella_cli.kernels.choice import uncancelled
+from ella_cli.kernels.choice import free_bytes, uncancelled
 from ella_cli.kernels.parts import Module
 from tests.kernels.truth import make_case, relative
 
@@ -80,6 +82,13 @@ def test_auto_rebuilds_blocks_where_a_dense_past_has_no_room(
     past = Factors(torch.ones(512, 800), torch.ones(800, 512))
     monkeypatch.setattr("ella_cli.kernels.choice.free_bytes", lambda device: 1000)
     assert plan_penalty([past], [1.0], rank=8).forms == ("tiled",)
+
+
+def test_pages_that_cache_files_are_free_memory() -> None:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("MemAvailable"))
+    available = int(line.split()[1]) * 1024
+    assert free_bytes(torch.device("cpu")) == pytest.approx(available, rel=0.2)
 
 
 def test_modules_of_one_shape_are_one_part() -> None:
