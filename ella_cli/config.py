@@ -37,7 +37,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Lambda = Annotated[
     Weight | Literal["auto"] | tuple[Weight | Literal["auto"], ...] | None, BeforeValidator(_lambda)
 ]
-MethodName = Literal["ella", "inclora", "seqlora", "olora", "single", "joint"]
+MethodName = Literal["ella", "inclora", "seqlora", "olora", "replay", "single", "joint"]
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
@@ -107,6 +107,9 @@ class OptimFields(Settings):
         8, "Sequences a step and device.", panel="Training", ge=1
     )
     gradient_accumulation_steps: int = _field(1, "Micro-batches a step.", panel="Training", ge=1)
+    optim: Literal["adamw", "muon"] = _field(
+        "adamw", "AdamW, or Muon at the learning rate that fits AdamW.", panel="Training"
+    )
     learning_rate: float = _field(1e-3, "Peak learning rate.", panel="Training", gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = _field(
         "constant", "Learning rate over the steps of a task.", panel="Training"
@@ -151,6 +154,11 @@ class MethodFields(Settings):
     olora_l2: float = _field(
         0.0, "O-LoRA's second weight, on the norms of the new A and B.", panel="Method", ge=0
     )
+
+    replay_share: float = _field(
+        0.01, "Share of each past task's train rows that replay keeps and mixes in.",
+        panel="Method", gt=0, le=1,
+    )  # fmt: skip
 
     model_config = ConfigDict(
         frozen=True,

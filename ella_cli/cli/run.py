@@ -46,8 +46,9 @@ def run(
     Started again with the same command, it goes on from the last finished step.
 
     Methods: ella (λ > 0), inclora (λ = 0: a new adapter per task, summed), seqlora (one adapter
-    carried through), olora (O-LoRA), single (each task alone), joint (all at once). Without
-    --lambda each uses its own: ella 1e4, olora 0.5.
+    carried through), olora (O-LoRA), replay (inclora with 1% of each past task's rows), single
+    (each task alone), joint (all at once). Without --lambda each uses its own: ella auto, olora
+    0.5.
 
     [bold]Examples[/]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from ella_cli.cli.options import DryRunOption, takes_settings
 from ella_cli.cli.output import JsonOption, Output, QuietOption, VerboseOption
 from ella_cli.config import TrainSettings
+from ella_cli.errors import SettingsError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,6 +33,12 @@ def train(
     earlier: Annotated[
         list[Path] | None,
         typer.Option("--earlier", help="Earlier adapters, in order, for methods that need them."),
+    ] = None,
+    replay: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--replay", help="A past task, again for each: some of its rows are mixed in."
+        ),
     ] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -58,21 +66,40 @@ def train(
     from ella_cli.past import read_past
     from ella_cli.sequence import ground_of, load_tasks
     from ella_cli.training.assignment import Assignment
+    from ella_cli.training.replay import kept_rows
     from ella_cli.training.task import train_task
 
+    _check_replay(settings, past, replay)
     held = read_past(past) if past else None
     adapters = tuple(read_adapter(folder) for folder in earlier or ())
     with showing_progress(output) as progress:
-        (rows,) = load_tasks([task], settings, progress)
+        rows, *past_tasks = load_tasks([task, *(replay or ())], settings, progress)
         base = load_base(settings.model, dtype=settings.dtype, device=settings.device)
         if held is not None:
             base.check_ground(str(past), held.base.fingerprint)
         for adapter in adapters:
             base.check_ground(str(adapter.path), ground_of(adapter))
         index = len(held.tasks) if held else len(adapters)
-        assignment = Assignment(rows.spec.name, [rows], index, held, adapters)
+        kept = kept_rows(past_tasks, settings.replay_share, settings.seed)
+        assignment = Assignment(rows.spec.name, [rows], index, held, adapters, kept)
         manifest = train_task(base, assignment, settings, output_dir, progress=progress)
     output.result({"adapter": str(output_dir), **manifest}, _table(output_dir, manifest))
+
+
+def _check_replay(settings: TrainSettings, past: Path | None, replay: Sequence[str] | None) -> None:
+    from ella_cli.training.methods import METHODS
+
+    replays = METHODS[settings.method].replays
+    if replay and not replays:
+        raise SettingsError(
+            f"{settings.method} learns no old rows again",
+            hint="give --method replay with --replay, or leave it out",
+        )
+    if replays and past and not replay:
+        raise SettingsError(
+            "replay needs the past tasks whose rows it mixes in",
+            hint="name them with --replay TASK, again for each",
+        )
 
 
 def print_settings(output: Output, settings: TrainSettings, **places: object) -> None:

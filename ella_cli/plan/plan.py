@@ -29,8 +29,7 @@ FORMAT = 1
 # glibc keeps freed blocks of up to 32 MB that the next tensor may not fit: 20 to 30 % of the
 # activations of SmolLM2, next to nothing with MALLOC_MMAP_THRESHOLD_ set (docs/results.md).
 _ALLOCATOR_SHARE = 0.25
-# AdamW's two moments.
-_STATES = 2
+_STATES = {"adamw": (2, "AdamW's two moments"), "muon": (1, "Muon's momentum")}
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,9 @@ def make_plan(
         base_parameters=skeleton.base_parameters,
         lora_parameters=skeleton.lora_parameters,
         adapted_modules=len(skeleton.shapes),
-        parts=_parts(skeleton, played.activations, past if penalised else None, earlier),
+        parts=_parts(
+            skeleton, played.activations, past if penalised else None, earlier, settings.optim
+        ),
         process_bytes=process_bytes,
         store=kept,
         pasts=pasts,
@@ -175,9 +176,10 @@ def _batch(settings: RunSettings, tokens: int | None, answers: int | None) -> Ba
 
 
 def _parts(
-    skeleton: Skeleton, activations: int, past: Held | None, earlier: int
+    skeleton: Skeleton, activations: int, past: Held | None, earlier: int, optim: str
 ) -> tuple[Part, ...]:
     pair = skeleton.lora_bytes
+    states, kind = _STATES[optim]
     each = torch.empty((), dtype=skeleton.dtype).element_size()
     touched = sum(m * n * each for m, n in skeleton.shapes.values()) if earlier else 0
     adapted = len(skeleton.shapes)
@@ -186,7 +188,7 @@ def _parts(
         Part("weights", skeleton.base_bytes, f"{skeleton.base_parameters:,} parameters, frozen"),
         Part("LoRA", pair, f"{skeleton.lora_parameters:,} parameters on {adapted} modules"),
         Part("gradients", pair, "one a LoRA parameter"),
-        Part("optimizer states", _STATES * pair, "AdamW's two moments"),
+        Part("optimizer states", states * pair, kind),
         Part("spare copy", pair, "the last good LoRA weights, should a loss become NaN"),
         Part("past", past.memory if past else 0, _past_words(past, earlier)),
         Part("pristine weights", touched, "of adapted modules: every sum starts from them"),

@@ -26,6 +26,7 @@ from ella_cli.sequence.score import score_run
 from ella_cli.tasks import Task, resolve_order
 from ella_cli.training.assignment import Assignment
 from ella_cli.training.methods import Method
+from ella_cli.training.replay import kept_rows
 from ella_cli.training.task import train_task
 
 
@@ -92,6 +93,7 @@ def train_stages(
                 order_index=index,
                 past=read_past(run.past) if method.summed and adapters else None,
                 earlier=tuple(adapters),
+                replayed=_replayed(tasks[:index], settings) if method.replays else (),
             )
             train_task(base(), assignment, settings, run.stage(index, name), progress=progress)
             adapter = run.adapter(index, name)
@@ -99,6 +101,10 @@ def train_stages(
         adapters.append(adapter)
     _bring_past_up(run, method, adapters, settings.energy)
     return adapters
+
+
+def _replayed(tasks: Sequence[Task], settings: RunSettings) -> Sequence[Task]:
+    return kept_rows(tasks, settings.replay_share, settings.seed)
 
 
 def _bring_past_up(

@@ -28,6 +28,7 @@ class Assignment:
         order_index: 0-based place in the sequence.
         past: the sum of the earlier updates; folded into the weights if the method sums.
         earlier: the earlier adapters, in order.
+        replayed: past tasks with those of their rows that are learned again; measured they are not.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Assignment:
     order_index: int = 0
     past: Past | None = None
     earlier: Sequence[Adapter] = ()
+    replayed: Sequence[Task] = ()
 
 
 def stage_seed(settings: TrainSettings, order_index: int) -> int:
@@ -71,6 +73,7 @@ def stage_manifest(
             "fingerprint": _data_fingerprint(assignment.tasks),
             "train_rows": sum(len(task.train) for task in assignment.tasks),
             "origin": [task.origin for task in assignment.tasks],
+            "replayed": {task.spec.name: len(task.train) for task in assignment.replayed},
         },
         "past": {
             "digest": past.digest if past else None,

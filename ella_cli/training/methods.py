@@ -54,6 +54,7 @@ class Method:
             after a stage is that sum; otherwise the stage's own adapter is all there is.
         carried: the last stage's adapter is trained on, instead of a fresh one.
         joint: all tasks are one stage.
+        replays: a share of each past task's rows is learned again with the new ones.
         lam: the weight of the penalty unless the user gives one; `strength` knows "auto".
         penalty: what is added to the loss, None for nothing.
     """
@@ -62,6 +63,7 @@ class Method:
     summed: bool = False
     carried: bool = False
     joint: bool = False
+    replays: bool = False
     lam: float | Literal["auto"] = 0.0
     penalty: Callable[[Situation], Penalty | None] | None = None
 
@@ -139,6 +141,7 @@ METHODS: dict[str, Method] = {
             lam=0.5,
             penalty=olora_penalty,
         ),
+        Method("replay", summed=True, replays=True),
         Method("single"),
         Method("joint", joint=True),
     )

@@ -69,7 +69,8 @@ def train_task(
         model = _with_lora(base, assignment, settings, method)
         checkpoints = _checkpoint_folder(base, assignment, settings, folder)
         try:
-            trainer = _trainer(base, model, rows, assignment, settings, checkpoints, progress)
+            mixed = [*rows, *encode_rows(base, assignment.replayed, settings)]
+            trainer = _trainer(base, model, mixed, assignment, settings, checkpoints, progress)
             _run(trainer, assignment, settings, folder, progress)
             manifest = stage_manifest(base, trainer, assignment, settings)
             if trainer.is_world_process_zero():
@@ -171,7 +172,7 @@ def _checkpoint_folder(
     """Its name says what a checkpoint belongs to, so that other settings never go on from it."""
     facts = [
         base.fingerprint,
-        [task.fingerprint for task in assignment.tasks],
+        [task.fingerprint for task in (*assignment.tasks, *assignment.replayed)],
         assignment.past.digest if assignment.past else None,
         settings.model_dump(mode="json", exclude={"save_steps", "device"}),
         processes.count(),

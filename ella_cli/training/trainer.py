@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Muon
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -24,7 +25,7 @@ from transformers import (
 from transformers.utils.generic import ModelOutput
 
 from ella_cli.config import TrainSettings
-from ella_cli.errors import NonFiniteError
+from ella_cli.errors import NonFiniteError, SettingsError
 from ella_cli.model.base import Base
 from ella_cli.model.lora import update_norms
 from ella_cli.progress import Advance
@@ -250,10 +251,28 @@ def build_trainer(
         train_dataset=list(rows),
         data_collator=base.collator(),
         compute_loss_func=answer_cross_entropy,
+        optimizer_cls_and_kwargs=_muon(model, settings) if settings.optim == "muon" else None,
     )
     # Without its own bar, Trainer prints every log line to stdout, where results belong.
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _muon(model: nn.Module, settings: TrainSettings) -> tuple[type[Muon], dict[str, Any]]:
+    """Muon with AdamW's step size: each update has the root mean square that AdamW's would have.
+
+    Raises:
+        SettingsError: something is trained that is no matrix.
+
+    Source: Jordan et al. 2024 (Muon); Liu et al. 2025 (arXiv 2502.16982) for the step size.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.ndim != 2:
+            raise SettingsError(
+                f"Muon orthogonalises matrices, and {name} has {parameter.ndim} dimensions",
+                hint="give --optim adamw, or --target-modules of linear layers only",
+            )
+    return Muon, {"lr": settings.learning_rate, "adjust_lr_fn": "match_rms_adamw"}
 
 
 def answer_cross_entropy(

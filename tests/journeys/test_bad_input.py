@@ -179,6 +179,16 @@ def test_an_unknown_task_shows_near_names(refused: Refused, here: Path, tiny_lla
     assert "did you mean amazon?" in said
 
 
+def test_old_rows_only_where_a_method_learns_them_again(
+    refused: Refused, here: Path, tiny_llama: Path
+) -> None:
+    train = ("train", *TASK, "--model", tiny_llama, "-o", "new", "--past", "wpast.safetensors")
+    said = refused(*train, "--replay", "demo-mood")
+    assert "ella learns no old rows again" in said
+    said = refused(*train, "--method", "replay")
+    assert "name them with --replay TASK" in said
+
+
 def test_an_empty_label_set(refused: Refused, here: Path, tiny_llama: Path) -> None:
     (here / "tasks" / "colours" / "labels.json").write_text("[]")
     assert "empty label set" in refused("train", *TASK, "--model", tiny_llama, "-o", "a2")

@@ -75,7 +75,9 @@ def test_an_adapter_is_a_stock_peft_adapter(
     assert any(p.abs().sum() > 0 for p in b)
 
 
-@pytest.mark.parametrize("method", ["ella", "inclora", "seqlora", "olora", "single", "joint"])
+@pytest.mark.parametrize(
+    "method", ["ella", "inclora", "seqlora", "olora", "replay", "single", "joint"]
+)
 def test_every_method_runs_an_order(
     ella: Any, tiny_llama: Path, own_tasks: Path, method: str
 ) -> None:

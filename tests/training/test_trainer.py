@@ -1,0 +1,60 @@
+"""The optimizers a task can be trained with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from ella_cli.adapter import read_adapter
+from ella_cli.config import TrainSettings
+from ella_cli.errors import SettingsError
+from ella_cli.model.base import load_base
+from ella_cli.tasks import load_task
+from ella_cli.training.assignment import Assignment
+from ella_cli.training.task import train_task
+from ella_cli.training.trainer import build_trainer
+
+
+def _one_step(model: Path, folder: Path, optim: str) -> list[torch.Tensor]:
+    """B of every module after one step from zero: the step itself."""
+    base = load_base(str(model), dtype="float32", device="cpu")
+    settings = TrainSettings(
+        optim=optim,  # type: ignore[arg-type]
+        max_steps=1,
+        learning_rate=0.01,
+        lora_dropout=0.0,
+        limit=16,
+        curvature_rows=0,
+    )
+    task = load_task("demo-topic", limit=16)
+    train_task(base, Assignment(task.spec.name, [task]), settings, folder)
+    adapter = read_adapter(folder)
+    return [adapter.update(name).b for name in adapter.names]
+
+
+def test_a_step_of_muon_is_orthogonal_and_as_large_as_one_of_adamw(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    muon = _one_step(tiny_llama, tmp_path / "muon", "muon")
+    adamw = _one_step(tiny_llama, tmp_path / "adamw", "adamw")
+    for one, other in zip(muon, adamw, strict=True):
+        # Every direction alike: singular values within Newton and Schulz's own error of one.
+        step = 0.01 * 0.2 * math.sqrt(max(one.shape))
+        singular = torch.linalg.svdvals(one / step)
+        assert singular.min() > 0.3
+        assert singular.max() < 1.4
+        # AdamW's first step moves each entry by the learning rate, in whatever direction.
+        assert other.abs().max() == pytest.approx(0.01, rel=1e-2)
+        assert one.square().mean().sqrt() < other.square().mean().sqrt()
+
+
+def test_muon_refuses_what_is_no_matrix(tmp_path: Path, tiny_llama: Path) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    with pytest.raises(SettingsError, match=r"Muon orthogonalises matrices, and weight has 4"):
+        build_trainer(
+            base, torch.nn.Conv2d(2, 2, 3), [], TrainSettings(optim="muon"), seed=0,
+            checkpoints=tmp_path,
+        )  # fmt: skip
