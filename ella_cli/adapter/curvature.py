@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,6 +23,9 @@ from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import AdapterError, EllaError
 from ella_cli.files import replacing
 from ella_cli.kernels import Kronecker
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CURVATURE = "curvature.safetensors"
 METADATA_KEY = "ella_curvature"
@@ -69,11 +72,13 @@ class Curvature:
 
     Attributes:
         keys: module -> the names of U and V in the file.
+        rank: columns used of each factor, of the largest eigenvalues; None for all.
     """
 
     record: CurvatureRecord
     file: TensorFile = field(repr=False)
     keys: Mapping[str, tuple[str, str]] = field(repr=False)
+    rank: int | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,7 +86,35 @@ class Curvature:
 
     @property
     def nbytes(self) -> int:
-        return sum(self.file.entries[key].nbytes for pair in self.keys.values() for key in pair)
+        return sum(self.entry(key).nbytes for pair in self.keys.values() for key in pair)
+
+    def entry(self, key: str) -> Entry:
+        """Dtype and shape of a factor as it is used."""
+        stored = self.file.entries[key]
+        rows, columns = stored.shape
+        return Entry(
+            stored.dtype, (rows, columns if self.rank is None else min(columns, self.rank))
+        )
+
+    def factor(self, key: str) -> Tensor:
+        """(M or N, K), in the file's dtype."""
+        return self.file.read(key)[:, : self.rank].contiguous()
+
+    def truncated(self, rank: int) -> Curvature:
+        """The same with at most `rank` columns of each factor; its record says what is lost.
+
+        Raises:
+            AdapterError: it is damaged.
+        """
+        _ = self.verified
+        less = replace(self, rank=rank)
+        dropped = {}
+        for name, pair in self.keys.items():
+            before = self.record.dropped.get(name, (0.0, 0.0))
+            shares = (_lost(self.factor(key), rank) for key in pair)
+            u, v = (1 - (1 - old) * (1 - new) for old, new in zip(before, shares, strict=True))
+            dropped[name] = (u, v)
+        return replace(less, record=replace(self.record, dropped=dropped, digest=_digest(less)))
 
     def shape(self, name: str) -> tuple[int, int]:
         """(M, N) of the updates it judges."""
@@ -96,7 +129,7 @@ class Curvature:
         """
         _ = self.verified
         u, v = self.keys[name]
-        return Kronecker(self.file.read(u).float(), self.file.read(v).float())
+        return Kronecker(self.factor(u).float(), self.factor(v).float())
 
     @cached_property
     def verified(self) -> bool:
@@ -104,7 +137,7 @@ class Curvature:
         Raises:
             AdapterError: the factors are not what the digest says, or not finite.
         """
-        if _digest(self.file, self.keys) != self.record.digest:
+        if _digest(self) != self.record.digest:
             raise AdapterError(
                 f"{self.file.path}: the curvature of {self.record.task} does not match its digest "
                 f"{self.record.digest[:12]}…",
@@ -220,11 +253,21 @@ def _record(text: str | None, path: Path) -> CurvatureRecord:
     return record
 
 
-def _digest(file: TensorFile, keys: Mapping[str, tuple[str, str]]) -> str:
-    plain = {f"{name}.{letter}": key for name, pair in keys.items()
+def _lost(factor: Tensor, rank: int) -> float:
+    """Share of tr(U Uᵀ) in the columns past `rank`."""
+    squares = factor.double().square()
+    whole = float(squares.sum())
+    return float(squares[:, rank:].sum()) / whole if whole > 0 else 0.0
+
+
+def _digest(curvature: Curvature) -> str:
+    plain = {f"{name}.{letter}": key for name, pair in curvature.keys.items()
              for letter, key in zip("UV", pair, strict=True)}  # fmt: skip
-    sums = [(n, hashlib.sha256(bytes_of(file.read(key))).hexdigest()) for n, key in plain.items()]
-    return _joined(sums, {name: file.entries[key] for name, key in plain.items()})
+    sums = [
+        (name, hashlib.sha256(bytes_of(curvature.factor(key))).hexdigest())
+        for name, key in plain.items()
+    ]
+    return _joined(sums, {name: curvature.entry(key) for name, key in plain.items()})
 
 
 def _joined(sums: list[tuple[str, str]], entries: Mapping[str, Entry]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import math
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from ella_cli.adapter import read_adapter
 from ella_cli.errors import PastError, SettingsError, StorageError
 from ella_cli.files import replacing
 from ella_cli.past.change import Change
+from ella_cli.past.curvatures import fit_curvatures
 from ella_cli.past.dense_file import write_dense
 from ella_cli.past.draft import Draft
 from ella_cli.past.factored_file import write_factored
@@ -120,7 +123,7 @@ def accumulate(
             draft.replace(name, read_adapter(folder), taken_from)
         for folder in adapters:
             draft.add(read_adapter(folder))
-        change = draft.change()
+        change = _with_less_curvature(draft.change())
         chosen = _store(change, old, store)
         if not (adapters or outgoing):
             _refuse_idleness(path, old, kind, chosen)
@@ -208,6 +211,20 @@ def _energy(
             hint="accumulate the adapters into a new file",
         )
     return kind
+
+
+def _with_less_curvature(change: Change) -> Change:
+    """As many eigenvectors of each task as fit into the size of W_past as matrices."""
+    fitted = fit_curvatures(change.curvatures, change.dense_bytes)
+    if fitted == change.curvatures:
+        return change
+    shares = [share for one in fitted for pair in one.record.dropped.values() for share in pair]
+    note = (
+        f"curvature of {len(fitted)} tasks: {fitted[0].rank} eigenvectors a factor, so that it "
+        f"takes no more than W_past as matrices ({_size(change.dense_bytes)}); of the traces, "
+        f"{statistics.fmean(shares):.2%} in the mean and at most {max(shares):.1%} is dropped"
+    )
+    return dataclasses.replace(change, curvatures=fitted, notes=(*change.notes, note))
 
 
 def _store(change: Change, old: Past | None, choice: StoreChoice) -> Store:

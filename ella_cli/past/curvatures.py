@@ -1,12 +1,15 @@
 """The curvatures of the past's tasks, as further tensors of its file: `curvature/0/<module>.U`.
 
-They are copied from an adapter's file or from the old past, never computed: a sum of Kronecker
-products is no Kronecker product, so the tasks stay apart, and each can be taken out again.
+They are copied from an adapter's file or from the old past, never merged: a sum of Kronecker
+products is no Kronecker product, so the tasks stay apart, and each can be taken out again. Where
+all of them would take more than W_past as matrices, each keeps fewer eigenvectors.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ella_cli.adapter.curvature import Curvature, curvature_keys
 from ella_cli.adapter.tensor_file import TensorFile
@@ -48,7 +51,29 @@ def curvatures_of(file: TensorFile, record: Record) -> tuple[Curvature, ...]:
 
 def curvature_layout(curvatures: Sequence[Curvature]) -> dict[str, Entry]:
     """Name -> dtype and shape of their tensors in the next file, in order."""
-    return {new: entry for new, _, _, entry in _tensors(curvatures)}
+    return {new: curvature.entry(key) for new, curvature, key in _tensors(curvatures)}
+
+
+def fit_curvatures(curvatures: Sequence[Curvature], room: int) -> tuple[Curvature, ...]:
+    """The curvatures, none with more than one rank for all, so that they fit into `room` bytes.
+
+    At least one column of each factor stays, whatever the room. What was cut off before stays off:
+    an early task may have fewer columns than a late one.
+
+    Raises:
+        AdapterError: one that must be truncated is damaged.
+    """
+    if sum(one.nbytes for one in curvatures) <= room:
+        return tuple(curvatures)
+    widest = max(
+        one.entry(key).shape[1] for one in curvatures for pair in one.keys.values() for key in pair
+    )
+    rank = bisect_right(range(1, widest + 1), room, key=lambda r: _bytes_at(curvatures, r))
+    return tuple(one.truncated(max(1, rank)) for one in curvatures)
+
+
+def _bytes_at(curvatures: Sequence[Curvature], rank: int) -> int:
+    return sum(replace(one, rank=min(rank, one.rank or rank)).nbytes for one in curvatures)
 
 
 def copy_curvatures(curvatures: Sequence[Curvature], writer: TensorFileWriter) -> None:
@@ -59,31 +84,27 @@ def copy_curvatures(curvatures: Sequence[Curvature], writer: TensorFileWriter) -
     """
     for curvature in curvatures:
         _ = curvature.verified
-    for _, file, key, _ in _tensors(curvatures):
-        entry = file.entries[key]
-        writer.copy(file, entry.start, entry.stop)
+    for _, curvature, key in _tensors(curvatures):
+        entry = curvature.file.entries[key]
+        if curvature.rank is None:
+            writer.copy(curvature.file, entry.start, entry.stop)
+        else:
+            writer.write(curvature.factor(key))
 
 
 def write_curvatures(curvatures: Sequence[Curvature], writer: TensorFileWriter) -> None:
     """As `copy_curvatures`, for a file that is written part by part."""
     for curvature in curvatures:
         _ = curvature.verified
-    for new, file, key, _ in _tensors(curvatures):
-        writer.write_part(new, 0, file.read(key))
+    for new, curvature, key in _tensors(curvatures):
+        writer.write_part(new, 0, curvature.factor(key))
 
 
-def _tensors(
-    curvatures: Sequence[Curvature],
-) -> list[tuple[str, TensorFile, str, Entry]]:
-    """New name, file, name there, dtype and shape."""
+def _tensors(curvatures: Sequence[Curvature]) -> list[tuple[str, Curvature, str]]:
+    """New name, whose it is, and its name there."""
     return [
-        (f"{_PREFIX}{number}/{name}.{letter}", curvature.file, key, _plain(curvature, key))
+        (f"{_PREFIX}{number}/{name}.{letter}", curvature, key)
         for number, curvature in enumerate(curvatures)
         for name, pair in curvature.keys.items()
         for letter, key in zip("UV", pair, strict=True)
     ]
-
-
-def _plain(curvature: Curvature, key: str) -> Entry:
-    entry = curvature.file.entries[key]
-    return Entry(entry.dtype, entry.shape)

@@ -218,3 +218,60 @@ def test_tensors_of_no_curvature_are_refused(three: list[Path], tmp_path: Path) 
         save_file(tensors | {extra: torch.ones(2, 2)}, tmp_path / "bad", metadata)
         with pytest.raises(PastError, match="curvature"):
             read_past(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_curvatures_never_take_more_than_the_matrices(
+    store: str, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    folders = []
+    for i in range(12):
+        folder = make_adapter(f"task{i}", i)
+        adapter = read_adapter(folder)
+        generator = torch.Generator().manual_seed(i)
+        # Columns fall off as eigenvalues do.
+        fall = 0.5 ** torch.arange(8)
+        modules = {
+            name: Kronecker(
+                torch.randn(rows, 8, generator=generator) * fall,
+                torch.randn(columns, 8, generator=generator) * fall,
+            )
+            for name, (rows, columns) in SHAPES.items()
+        }
+        write_curvature(folder, modules, CurvatureRecord(adapter.digest, adapter.task))
+        folders.append(folder)
+    room = sum(4 * rows * columns for rows, columns in SHAPES.values())
+    path = tmp_path / "w"
+    least: list[int] = []
+    notes: tuple[str, ...] = ()
+    for i, folder in enumerate(folders):
+        done = accumulate([folder], path, store=store)  # type: ignore[arg-type]
+        notes = done.notes
+        past = read_past(path)
+        past.verify()
+        assert sum(one.nbytes for one in past.curvatures) <= room
+        assert len(past.curvatures) == i + 1
+        widths = [one.entry(one.keys[Q][0]).shape[1] for one in past.curvatures]
+        least.append(min(widths))
+    assert least[0] == 8
+    assert least == sorted(least, reverse=True)
+    assert 1 <= least[-1] < 8
+    # As many as there is room for, and the note says so.
+    each = sum(2 * (rows + columns) for rows, columns in SHAPES.values())
+    assert each * 12 * (max(widths) + 1) > room
+    assert any(f"{max(widths)} eigenvectors a factor" in note for note in notes), notes
+    # What is left are the leading columns, and the record knows the share of the others.
+    for folder, kept, width in zip(folders, past.curvatures, widths, strict=True):
+        whole = read_curvature(read_adapter(folder))
+        assert whole is not None
+        for name in SHAPES:
+            u, v = whole.kronecker(name).u, whole.kronecker(name).v
+            less = kept.kronecker(name)
+            assert torch.equal(less.u, u[:, :width])
+            assert torch.equal(less.v, v[:, :width])
+            for share, factor in zip(kept.record.dropped[name], (u, v), strict=True):
+                gone = factor[:, width:].double().square().sum()
+                assert share == pytest.approx(float(gone / factor.double().square().sum()))
+    # The adapters keep all of theirs: a past made anew of fewer tasks has them again.
+    accumulate(folders[:2], tmp_path / "two", store=store)  # type: ignore[arg-type]
+    assert read_past(tmp_path / "two").curvatures[0].entry(f"curvature/0/{Q}.U").shape[1] == 8
