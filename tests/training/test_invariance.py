@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -16,19 +15,9 @@ from torch import Tensor
 from ella_cli.adapter import read_adapter
 from ella_cli.model.base import load_base
 from ella_cli.past import Past
+from tests.training.conftest import SCRIPT
 
-SCRIPT = Path(__file__).parent / "one_step.py"
 LAM = 50.0
-
-
-@pytest.fixture(scope="session")
-def one_step() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("one_step", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=["tiny_llama", "tiny_t5"])
