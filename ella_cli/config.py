@@ -148,7 +148,8 @@ class MethodFields(Settings):
     energy: Literal["sum", "abs", "rss", "curvature"] | None = _field(
         None,
         "What ella protects: coordinates, |Σ ΔW|, Σ |ΔW| or √Σ ΔW²; or curvature, what the past "
-        "tasks' answers depend on. By default the past file's own.",
+        "tasks' answers depend on. By default the past file's own, which is curvature where it "
+        "was measured.",
         panel="Method",
     )
     olora_l2: float = _field(

@@ -183,6 +183,11 @@ def write_curvature(
     return record
 
 
+def has_curvature(adapter: Adapter) -> bool:
+    """Whether a curvature lies beside it; it is not looked into."""
+    return (adapter.path / CURVATURE).is_file()
+
+
 def read_curvature(adapter: Adapter) -> Curvature | None:
     """The curvature beside an adapter; None where none was measured.
 

@@ -28,7 +28,7 @@ def accumulate(
         Literal["sum", "abs", "rss", "curvature"] | None,
         typer.Option(
             help="What later tasks leave alone: |Σ ΔW|, Σ |ΔW|, √Σ ΔW², or curvature; without it "
-            "the file's own, at first sum."
+            "the file's own, at first curvature if every adapter has measured it, else sum."
         ),
     ] = None,
     last: Annotated[

@@ -24,7 +24,7 @@ from ella_cli.past.curvatures import fit_curvatures
 from ella_cli.past.dense_file import write_dense
 from ella_cli.past.draft import Draft
 from ella_cli.past.factored_file import write_factored
-from ella_cli.past.past import Past, read_past
+from ella_cli.past.past import Past, read_past, usual_energy
 from ella_cli.past.record import Energy, EnergyKind, PastTask, Store
 
 StoreChoice = Literal["auto", "factored", "dense"]
@@ -87,7 +87,8 @@ def accumulate(
         adapters: PEFT LoRA folders, added in this order.
         path: the W_past file.
         store: auto keeps factors while they are smaller than matrices, matrices afterwards.
-        energy: how updates make the energy, `EnergyKind`; None keeps the file's.
+        energy: how updates make the energy, `EnergyKind`; None keeps the file's. A new file takes
+            the curvature if every adapter has measured it, the sum otherwise.
         last: only the last K tasks count for the energy; None keeps the file's.
         decay: each later task multiplies an update's weight in the energy; None keeps the file's.
         drop: names of tasks to take out.
@@ -108,6 +109,9 @@ def accumulate(
     outgoing = (*drop, *replace)
     with locked(path), _one_thread():
         old = read_past(path) if path.exists() else None
+        read = [read_adapter(folder) for folder in adapters]
+        if old is None and energy is None:
+            energy = usual_energy(read)
         kind = _energy(old, energy, last, decay)
         if shrink is not None and not 0 <= shrink < math.inf:
             raise SettingsError(f"--shrink is {shrink}", hint="give a finite λ of 0 or more")
@@ -121,8 +125,8 @@ def accumulate(
             draft.drop(name, taken_from)
         for name, folder in replace.items():
             draft.replace(name, read_adapter(folder), taken_from)
-        for folder in adapters:
-            draft.add(read_adapter(folder))
+        for adapter in read:
+            draft.add(adapter)
         change = _with_less_curvature(draft.change())
         chosen = _store(change, old, store)
         if not (adapters or outgoing):

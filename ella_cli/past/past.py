@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ella_cli.adapter import Adapter, Layer
-from ella_cli.adapter.curvature import Curvature, read_curvature
+from ella_cli.adapter.curvature import Curvature, has_curvature, read_curvature
 from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.errors import PastError
 from ella_cli.kernels import Factors, Kronecker
@@ -39,17 +39,20 @@ class Past:
         cls,
         adapters: Sequence[Adapter],
         *,
-        energy: Energy = "sum",
+        energy: Energy | None = None,
         last: int | None = None,
         decay: float | None = None,
     ) -> Past:
         """The past of adapters that lie on disk, oldest first, without writing a file.
 
+        Args:
+            energy: None for the one that a new file of these adapters would have.
+
         Raises:
             ShapeError: two adapters disagree about a module's shape.
             NonFiniteError: a factor holds NaN or infinity.
         """
-        kind = EnergyKind(energy, last, decay)
+        kind = EnergyKind(energy or usual_energy(adapters), last, decay)
         found = {adapter.digest: read_curvature(adapter) for adapter in adapters}
         curvatures = tuple(one for one in found.values() if one is not None)
         record = Record(
@@ -176,6 +179,11 @@ class Past:
         self.contents.verify()
         for one in self.curvatures:
             _ = one.verified
+
+
+def usual_energy(adapters: Sequence[Adapter]) -> Energy:
+    """Curvature where every adapter has measured it, for it protects better (docs/results.md)."""
+    return "curvature" if adapters and all(map(has_curvature, adapters)) else "sum"
 
 
 def read_past(path: Path) -> Past:

@@ -198,10 +198,18 @@ def _facts(
         # What it was for each stage: found anew for each with `auto`.
         "lambdas": [(adapter.manifest or {}).get("lambda") for adapter in adapters],
         "rho": settings.rho if asked == "auto" else None,
-        "energy": (settings.energy or "sum") if settings.method == "ella" else None,
+        # What was protected; the past's own where none was asked for.
+        "energy": _energy(settings, adapters),
         "seed": settings.seed,
         **_evaluation_facts(evaluation, fingerprint),
     }
+
+
+def _energy(settings: RunSettings, adapters: Sequence[Adapter]) -> str | None:
+    if settings.method != "ella":
+        return None
+    used = [(adapter.manifest or {}).get("energy") for adapter in adapters]
+    return settings.energy or next((kind for kind in used if kind), None)
 
 
 def _evaluation_facts(evaluation: EvaluateSettings, fingerprint: str) -> Mapping[str, Any]:

@@ -275,3 +275,16 @@ def test_curvatures_never_take_more_than_the_matrices(
     # The adapters keep all of theirs: a past made anew of fewer tasks has them again.
     accumulate(folders[:2], tmp_path / "two", store=store)  # type: ignore[arg-type]
     assert read_past(tmp_path / "two").curvatures[0].entry(f"curvature/0/{Q}.U").shape[1] == 8
+
+
+def test_a_new_past_protects_by_curvature_where_all_have_measured_it(
+    three: list[Path], make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    plain = make_adapter("plain", 9)
+    assert accumulate(three, tmp_path / "all").past.energy == "curvature"
+    assert accumulate([*three, plain], tmp_path / "some").past.energy == "sum"
+    assert accumulate(three, tmp_path / "asked", energy="sum").past.energy == "sum"
+    # A file keeps what it began with.
+    assert accumulate([plain], tmp_path / "all").past.energy == "curvature"
+    accumulate([plain], tmp_path / "old")
+    assert accumulate(three, tmp_path / "old").past.energy == "sum"
