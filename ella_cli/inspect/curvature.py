@@ -39,6 +39,7 @@ class Rise:
         modules: the same by module, in the model's order.
         random: what a random update of the same norm in each module would cost on average.
         rows: training rows that the curvature was measured on.
+        trained_against: whether the update was trained with this very estimate as its penalty.
     """
 
     task: str
@@ -46,6 +47,7 @@ class Rise:
     modules: tuple[ModuleRise, ...]
     random: float
     rows: int
+    trained_against: bool = False
 
     @property
     def worst(self) -> ModuleRise:
@@ -139,7 +141,8 @@ def _rise(task: str, curvature: Curvature, adapter: Adapter, names: Iterable[str
         mean = _trace(term.u) * _trace(term.v) / (rows * columns)
         random += 0.5 * update.norm**2 * mean
     total = math.fsum(one.nats for one in modules)
-    return Rise(task, total, tuple(modules), random, curvature.record.rows)
+    against = (adapter.manifest or {}).get("energy") == "curvature"
+    return Rise(task, total, tuple(modules), random, curvature.record.rows, against)
 
 
 def _task(task: str, curvature: Curvature) -> TaskCurvature:

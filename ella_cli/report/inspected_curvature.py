@@ -31,6 +31,14 @@ def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:
         )
     if not parts:
         parts.append(Words(f"{adapter} is predicted to cost no past task {_NOTABLE} nats."))
+    if any(rise.trained_against for rise in rises):
+        parts.append(
+            Words(
+                f"{adapter} was trained against these very estimates, and an optimiser goes where "
+                "they saw nothing: expect several times more (docs/results.md: 6 to 20).",
+                warning=True,
+            )
+        )
     parts.append(
         Table(
             "predicted rise of each past task's loss",

@@ -41,7 +41,9 @@ _ENERGY_NAMES = {
 def energy_document(report: EnergyReport, name: str) -> Document:
     sections = [energy_section(report)]
     if report.curvature:
-        sections.append(curvature_section(report.curvature, report.unmeasured))
+        # What protects comes first.
+        place = 0 if report.kind == "curvature" else 1
+        sections.insert(place, curvature_section(report.curvature, report.unmeasured))
     return Document(f"energy of {name}", tuple(sections))
 
 

@@ -64,7 +64,8 @@ def overlap_document(report: OverlapReport, adapter: str, past: str) -> Document
     parts.append(_overlap_table("against the whole past", "module", (report.total, *ranked)))
     sections = [Section("Overlap", tuple(parts))]
     if report.rises:
-        sections.append(rise_section(report.rises, report.adapter_task))
+        # What it is predicted to cost comes before how it lies.
+        sections.insert(0, rise_section(report.rises, report.adapter_task))
     return Document(f"overlap of {adapter} with {past}", tuple(sections))
 
 

@@ -101,6 +101,16 @@ def test_words_say_whom_an_update_endangers(two: list[Adapter], update: Adapter)
     assert worst.worst.name in text
 
 
+def test_a_prediction_that_was_trained_against_says_so(two: list[Adapter], update: Adapter) -> None:
+    past = Past.of(two)
+    assert "several times more" not in render(overlap_document(overlap_of(update, past), "a", "w"))
+    (update.path / "ella.json").write_text('{"format": 1, "task": "new", "energy": "curvature"}')
+    trained = read_adapter(update.path)
+    assert all(rise.trained_against for rise in rises_of(trained, past))
+    text = render(overlap_document(overlap_of(trained, past), "a", "w"))
+    assert "expect several times more" in text
+
+
 def test_energy_tells_which_tasks_are_not_measured(
     two: list[Adapter], update: Adapter, tmp_path: Path
 ) -> None:
