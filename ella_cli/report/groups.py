@@ -10,7 +10,14 @@ from ella_cli.report.provenance import base_model
 from ella_cli.report.results import RunResults
 
 # Settings that say where or how fast something is computed, or which sample was drawn.
-_NO_DIFFERENCE = {"seed", "device", "per_device_eval_batch_size", "save_steps", "output_dir"}
+_NO_DIFFERENCE = {
+    "seed",
+    "device",
+    "per_device_eval_batch_size",
+    "save_steps",
+    "output_dir",
+    "cells",
+}
 # Already in the label, or shown as the order.
 _SHOWN = {"method", "lambda", "order"}
 _MOST_DIFFERENCES = 3
