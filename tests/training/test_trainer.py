@@ -35,7 +35,7 @@ def _one_step(model: Path, folder: Path, optim: str) -> list[torch.Tensor]:
     return [adapter.update(name).b for name in adapter.names]
 
 
-def test_a_step_of_muon_is_orthogonal_and_as_large_as_one_of_adamw(
+def test_a_step_of_muon_is_orthogonal_and_no_larger_than_adamws_first(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     muon = _one_step(tiny_llama, tmp_path / "muon", "muon")
