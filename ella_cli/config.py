@@ -123,7 +123,10 @@ class OptimFields(Settings):
     )
     num_train_epochs: float = _field(1.0, "Passes over a task's rows.", panel="Training", gt=0)
     max_steps: int | None = _field(
-        None, "Optimizer steps a task, instead of epochs.", panel="Training", ge=1
+        None,
+        "Optimizer steps a task, instead of epochs; joint makes as many for each.",
+        panel="Training",
+        ge=1,
     )
     save_steps: int | None = _field(
         None, "Keep a checkpoint inside a task every so many steps.", panel="Training", ge=1

@@ -133,7 +133,15 @@ def _trainer(
     progress: Progress,
 ) -> TaskTrainer:
     seed = stage_seed(settings, assignment.order_index)
-    trainer = build_trainer(base, model, rows, settings, seed=seed, checkpoints=checkpoints)
+    trainer = build_trainer(
+        base,
+        model,
+        rows,
+        settings,
+        seed=seed,
+        checkpoints=checkpoints,
+        tasks=len(assignment.tasks),
+    )
     method = METHODS[settings.method]
     given = given_strength(settings, assignment.order_index)
     trainer.strength = given or Strength(0.0)

@@ -210,6 +210,7 @@ def build_trainer(
     *,
     seed: int,
     checkpoints: Path,
+    tasks: int = 1,
 ) -> TaskTrainer:
     """A TaskTrainer over encoded rows; penalty and λ are for the caller to set.
 
@@ -220,6 +221,7 @@ def build_trainer(
         settings: optimizer, batch and length settings.
         seed: of data order and dropout.
         checkpoints: where checkpoints go, if settings ask for them.
+        tasks: how many tasks the rows are of; each has its `max_steps`.
     """
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -231,7 +233,7 @@ def build_trainer(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         num_train_epochs=settings.num_train_epochs,
-        max_steps=settings.max_steps or -1,
+        max_steps=settings.max_steps * tasks if settings.max_steps else -1,
         train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         save_strategy="steps" if settings.save_steps else "no",
         save_steps=settings.save_steps or 500,
