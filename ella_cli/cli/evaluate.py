@@ -29,9 +29,12 @@ def evaluate(
         list[Path] | None,
         typer.Option("--adapters", help="Score the sums of these adapters, in order."),
     ] = None,
+    past: Annotated[
+        Path | None, typer.Option("--past", help="Score the sum in this past file.")
+    ] = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option("--output-dir", "-o", help="Where scores of --adapters go."),
+        typer.Option("--output-dir", "-o", help="Where scores of --adapters or --past go."),
     ] = None,
     single: SingleOption = None,
     as_json: JsonOption = False,
@@ -41,7 +44,7 @@ def evaluate(
     """Score every stage on every task of an order; goes on where it stopped.
 
     With --run, model, data and decoding are the run's own unless a flag says otherwise. With
-    --adapters, stage j is the base plus the first j of them.
+    --adapters, stage j is the base plus the first j of them; with --past there is one, the sum.
 
     [bold]Examples[/]
 
@@ -50,17 +53,20 @@ def evaluate(
       ella eval --order 4 --run runs/o4 --decode rank
 
       ella eval --order dbpedia,amazon --adapters a1 --adapters a2 --data data -o scores
+
+      ella eval --order 1 --past wpast.safetensors --data data -o scores
     """
     from ella_cli.cli.bar import showing_progress
     from ella_cli.report import matrix_table
     from ella_cli.report.results import read_run
-    from ella_cli.sequence import evaluate_adapters, evaluate_run
+    from ella_cli.sequence import evaluate_adapters, evaluate_past, evaluate_run
 
     output = Output(as_json, quiet, verbose)
-    if (run is None) == (not adapters):
+    if [run is not None, bool(adapters), past is not None].count(True) != 1:
         raise SettingsError(
-            "ella evaluate needs what to score",
-            hint="either --run FOLDER, or --adapters FOLDER (again for each) with --order",
+            "ella evaluate needs one thing to score",
+            hint="--run FOLDER, --past FILE with --order, or --adapters FOLDER (again for each) "
+            "with --order",
         )
     with showing_progress(output) as progress:
         if run is not None:
@@ -69,11 +75,16 @@ def evaluate(
         else:
             if order is None or output_dir is None:
                 raise SettingsError(
-                    "--adapters needs --order and --output-dir",
-                    hint="--order names the tasks, in the order of the adapters",
+                    f"{'--adapters' if adapters else '--past'} needs --order and --output-dir",
+                    hint="--order names the tasks, in the order they were learned",
                 )
-            document = evaluate_adapters(
-                adapters or [], order, settings, output_dir, single=single, progress=progress
-            )
             folder = output_dir
+            if past is not None:
+                document = evaluate_past(
+                    past, order, settings, folder, single=single, progress=progress
+                )
+            else:
+                document = evaluate_adapters(
+                    adapters or [], order, settings, folder, single=single, progress=progress
+                )
     output.result(document, matrix_table(read_run(folder)))

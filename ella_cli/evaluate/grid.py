@@ -22,6 +22,7 @@ from ella_cli.evaluate.decode import generate_answers, rank_labels
 from ella_cli.kernels import add_update
 from ella_cli.model.base import Base
 from ella_cli.model.fold import Fold
+from ella_cli.past import Past
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.tasks import Task, build_prompt, score_rows
 from ella_cli.tasks.batches import Encoder
@@ -35,11 +36,13 @@ class Stage:
 
     Attributes:
         name: names its folder of scores, such as 02-amazon, or base.
+        past: such a sum, where it is at hand instead of the adapters.
         tasks: indices of the tasks it is scored on; None for all.
     """
 
     name: str
     adapters: tuple[Adapter, ...] = ()
+    past: Past | None = None
     tasks: tuple[int, ...] | None = None
 
 
@@ -168,11 +171,15 @@ def _nobody(done: int, words: str) -> None:
     return
 
 
-def _names(stage: Stage) -> list[str]:
+def _names(stage: Stage) -> Sequence[str]:
+    if stage.past is not None:
+        return stage.past.names
     return list(dict.fromkeys(name for adapter in stage.adapters for name in adapter.names))
 
 
 def _delta(stage: Stage, name: str) -> Tensor:
+    if stage.past is not None:
+        return stage.past.delta(name)
     updates = [adapter.update(name) for adapter in stage.adapters if name in adapter.names]
     shape = (updates[0].b.shape[0], updates[0].a.shape[1])
     total = torch.zeros(shape)  # (M, N) f32
@@ -181,13 +188,17 @@ def _delta(stage: Stage, name: str) -> Tensor:
     return total
 
 
+def _held(stage: Stage) -> Sequence[Adapter | Past]:
+    return stage.adapters if stage.past is None else (stage.past,)
+
+
 def _key(fingerprint: str, stage: Stage, task: Task, settings: EvaluateSettings) -> str:
     # Where rows came from, how many fit a batch and which other cells there are changes no score.
     beside = {"data", "device", "per_device_eval_batch_size", "model", "cells"}
     facts = [
         FORMAT,
         fingerprint,
-        [adapter.digest for adapter in stage.adapters],
+        [held.digest for held in _held(stage)],
         task.fingerprint,
         settings.model_dump(mode="json", exclude=beside),
     ]
@@ -217,7 +228,9 @@ def _document(
     return {
         "format": FORMAT,
         "stage": stage.name,
-        "adapters": [adapter.task for adapter in stage.adapters],
+        "adapters": [one.task for one in stage.adapters]
+        if stage.past is None
+        else [one.name for one in stage.past.tasks],
         "task": task.spec.name,
         "metric": task.spec.metric,
         "decode": settings.decode,

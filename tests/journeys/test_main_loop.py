@@ -47,6 +47,13 @@ def test_one_task_after_another_by_hand(ella: Any, tiny_llama: Path, own_tasks: 
     assert scores["order"] == ["animals", "colours"]
     assert len(scores["matrix"]) == 2
     assert scores["test_rows"] == {"animals": 9, "colours": 9}
+    # The past file is the sum of both, so it scores as the last stage does.
+    summed = ("--past", "wpast.safetensors", *order[:2], *model)
+    past = json.loads(ella("eval", *summed, "-o", "past-scores", "--json").stdout)
+    assert past["matrix"] == [[None, None], scores["matrix"][1]]
+    assert past["row_scores"]["colours"] == scores["row_scores"]["colours"]
+    assert past["oa"] == scores["oa"]
+    assert past["bwt"] is None
     for what in (
         ("energy", "wpast.safetensors"),
         ("spectrum", "wpast.safetensors"),
@@ -79,7 +86,7 @@ def test_an_adapter_is_a_stock_peft_adapter(
     "method", ["ella", "inclora", "seqlora", "olora", "replay", "single", "joint"]
 )
 def test_every_method_runs_an_order(
-    ella: Any, tiny_llama: Path, own_tasks: Path, method: str
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path, method: str
 ) -> None:
     done = ella("run", *_run_flags(tiny_llama, method), "-o", "run", "--json")
     results = json.loads(done.stdout)
@@ -95,6 +102,9 @@ def test_every_method_runs_an_order(
         "joint": [[False, False], [True, True]],
     }.get(method, [[True, True], [True, True]])
     assert ran == expected
+    # So many steps a task were asked for, and a joint stage has both tasks.
+    manifests = (tmp_path / "run").rglob("ella.json")
+    assert sum(json.loads(path.read_text())["steps"] for path in manifests) == 2 * SHORT[1]
 
 
 def test_every_kind_of_model_runs_an_order(ella: Any, tiny_model: Path, own_tasks: Path) -> None:

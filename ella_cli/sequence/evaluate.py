@@ -1,0 +1,158 @@
+"""Scoring what lies on disk already: a run's stages, the sums of some adapters, a past file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ella_cli import files
+from ella_cli.adapter import read_adapter
+from ella_cli.config import EvaluateSettings, RunSettings
+from ella_cli.errors import SettingsError
+from ella_cli.evaluate.grid import Stage, evaluate_grid, evaluation_of
+from ella_cli.evaluate.results import results_document, single_rows
+from ella_cli.model.fold import Fold
+from ella_cli.past import read_past
+from ella_cli.progress import SILENCE, Progress
+from ella_cli.sequence.loading import base_once, ground_of, load_tasks
+from ella_cli.sequence.run_folder import RunFolder, method_of, stage_name, stage_names
+from ella_cli.sequence.score import (
+    choose,
+    empty_rows,
+    evaluation_facts,
+    score_run,
+    write_results,
+)
+from ella_cli.tasks import resolve_order
+
+
+def evaluate_run(
+    folder: Path,
+    asked: EvaluateSettings,
+    *,
+    order: str | None = None,
+    single: Path | None = None,
+    progress: Progress = SILENCE,
+) -> dict[str, Any]:
+    """Scores the finished stages of a run, also of one whose training is not finished.
+
+    Args:
+        asked: what was set of it wins over the run's own settings; the rest is the run's.
+        order: must name the run's own order, if given.
+
+    Raises:
+        SettingsError: no run there, or its order is another one.
+    """
+    run = RunFolder(folder)
+    if not run.record.is_file():
+        raise SettingsError(f"{folder} holds no run.json", hint="name a folder made by `ella run`")
+    settings = RunSettings.model_validate(files.read_json(run.record)["settings"])
+    if order is not None and resolve_order(order) != resolve_order(settings.order):
+        raise SettingsError(
+            f"{folder} is a run of order {settings.order}, not of {order}",
+            hint="leave --order out, or name a run of that order",
+        )
+    given = {name: getattr(asked, name) for name in asked.model_fields_set}
+    chosen = evaluation_of(settings).model_copy(update=given)
+    tasks = load_tasks(resolve_order(settings.order), chosen, progress)
+    names = stage_names(method_of(settings), [task.spec.name for task in tasks])
+    found = (run.adapter(i, name) for i, name in enumerate(names))
+    adapters = [adapter for adapter in found if adapter is not None]
+    base = base_once(chosen, progress)
+    return score_run(run, base, tasks, adapters, settings, chosen, single, progress)
+
+
+def evaluate_adapters(
+    folders: Sequence[Path],
+    order: str,
+    evaluation: EvaluateSettings,
+    folder: Path,
+    *,
+    single: Path | None = None,
+    progress: Progress = SILENCE,
+) -> dict[str, Any]:
+    """Scores the sums of the first 1, 2, ... adapters on the tasks of `order`.
+
+    Args:
+        folders: adapter folders, one a task of the order, in its order; fewer if it is unfinished.
+        folder: gets scores/ and results.json.
+
+    Raises:
+        SettingsError: more adapters than tasks.
+        AdapterError: a folder is no adapter.
+        ModelError, ShapeError: an adapter was made on another base model.
+    """
+    tasks = load_tasks(resolve_order(order), evaluation, progress)
+    adapters = [read_adapter(one) for one in folders]
+    if len(adapters) > len(tasks):
+        raise SettingsError(
+            f"{len(adapters)} adapters for the {len(tasks)} tasks of order {order}",
+            hint="give one adapter a task, in the order of the tasks",
+        )
+    base = base_once(evaluation, progress)
+    fold = Fold(base().model)
+    for adapter in adapters:
+        base().check_ground(str(adapter.path), ground_of(adapter))
+        # A foreign adapter has no fingerprint; what it adapts says whether it fits.
+        for name in adapter.names:
+            fold.check(name, adapter.shape(name))
+    stages = [
+        Stage(stage_name(i, task.spec.name), tuple(adapters[: i + 1]))
+        for i, (task, _) in enumerate(zip(tasks, adapters, strict=False))
+    ]
+    run = RunFolder(folder)
+    chosen = choose([Stage("base"), *stages], len(tasks), evaluation)
+    grid = evaluate_grid(base, None, chosen, tasks, evaluation, run.scores, progress=progress)
+    rows = [*grid[1:], *empty_rows(len(tasks) - len(stages), len(tasks))]
+    facts = {
+        "method": "adapters",
+        "lambda": None,
+        "seed": None,
+        "adapters": [str(adapter.path) for adapter in adapters],
+        **evaluation_facts(evaluation, base().fingerprint),
+    }
+    alone = single_rows(single) if single else None
+    document = results_document(tasks, rows, grid[0], alone, facts)
+    write_results(run, document)
+    return document
+
+
+def evaluate_past(
+    file: Path,
+    order: str,
+    evaluation: EvaluateSettings,
+    folder: Path,
+    *,
+    single: Path | None = None,
+    progress: Progress = SILENCE,
+) -> dict[str, Any]:
+    """Scores the base plus the sum in a past file on the tasks of `order`: the last row alone.
+
+    Raises:
+        PastError: the file is none or damaged.
+        ModelError, ShapeError: it was made on another base model.
+    """
+    past = read_past(file)
+    tasks = load_tasks(resolve_order(order), evaluation, progress)
+    base = base_once(evaluation, progress)
+    base().check_ground(str(file), past.base.fingerprint)
+    fold = Fold(base().model)
+    for name in past.names:
+        fold.check(name, past.shape(name))
+    run = RunFolder(folder)
+    # The untouched base is scored where FWT asks for it, which a last row alone does not.
+    stages = [Stage("past", past=past)]
+    grid = evaluate_grid(base, None, stages, tasks, evaluation, run.scores, progress=progress)
+    facts = {
+        "method": "past",
+        "lambda": None,
+        "seed": None,
+        "past": {"file": str(file), "digest": past.digest},
+        **evaluation_facts(evaluation, base().fingerprint),
+    }
+    alone = single_rows(single) if single else None
+    rows = [*empty_rows(len(tasks) - 1, len(tasks)), *grid]
+    document = results_document(tasks, rows, None, alone, facts)
+    write_results(run, document)
+    return document
