@@ -8,7 +8,7 @@ own answers; docs/method.md says how far it can be trusted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,20 @@ class Rise:
 
 
 @dataclass(frozen=True)
+class SequenceRises:
+    """Predicted costs within a sequence, nats per answer token.
+
+    Attributes:
+        nats: nats[j][i] is the update of task j's cost to task i; None unless i came before j.
+        trained_against: the tasks that were trained with such estimates as their penalty.
+    """
+
+    tasks: tuple[str, ...]
+    nats: tuple[tuple[float | None, ...], ...]
+    trained_against: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ModuleCurvature:
     """Where one task's curvature sits.
 
@@ -95,9 +109,8 @@ def rises_of(adapter: Adapter, past: Past) -> tuple[Rise, ...]:
         digest = curvature.record.adapter
         if digest == adapter.digest or digest not in names:
             continue
-        common = [name for name in curvature.names if name in adapter.sources]
-        if common:
-            found.append(_rise(names[digest], curvature, adapter, common))
+        if any(name in adapter.sources for name in curvature.names):
+            found.append(_rise(names[digest], curvature, adapter))
     return tuple(sorted(found, key=lambda rise: -rise.nats))
 
 
@@ -110,8 +123,32 @@ def predicted_rise(update: Adapter, earlier: Adapter) -> float | None:
     curvature = read_curvature(earlier)
     if curvature is None:
         return None
-    common = [name for name in curvature.names if name in update.sources]
-    return math.fsum(rise(update.update(name), curvature.kronecker(name)) for name in common)
+    return math.fsum(part.nats for part in _parts(update, curvature))
+
+
+def rises_of_sequence(adapters: Sequence[Adapter]) -> SequenceRises | None:
+    """What each update was predicted to cost the tasks before it; None where nothing is measured.
+
+    Args:
+        adapters: of one sequence, oldest first.
+
+    Raises:
+        AdapterError: a curvature is damaged.
+    """
+    measured = [read_curvature(adapter) for adapter in adapters]
+    if not any(measured[:-1]):
+        return None
+    nats = tuple(
+        tuple(
+            None
+            if curvature is None or earlier >= later
+            else math.fsum(part.nats for part in _parts(update, curvature))
+            for earlier, curvature in enumerate(measured)
+        )
+        for later, update in enumerate(adapters)
+    )
+    against = tuple(one.task for one in adapters if _trained_against_curvature(one))
+    return SequenceRises(tuple(adapter.task for adapter in adapters), nats, against)
 
 
 def curvatures_of_tasks(past: Past) -> tuple[TaskCurvature, ...]:
@@ -132,17 +169,28 @@ def rise(update: Update, term: Kronecker) -> float:
     return 0.5 * update.scale**2 * float(product.square().sum())
 
 
-def _rise(task: str, curvature: Curvature, adapter: Adapter, names: Iterable[str]) -> Rise:
-    modules, random = [], 0.0
-    for name in names:
-        term, update = curvature.kronecker(name), adapter.update(name)
-        modules.append(ModuleRise(name, rise(update, term)))
-        rows, columns = adapter.shape(name)
+def _parts(update: Adapter, curvature: Curvature) -> list[ModuleRise]:
+    common = [name for name in curvature.names if name in update.sources]
+    return [ModuleRise(name, rise(update.update(name), curvature.kronecker(name)))
+            for name in common]  # fmt: skip
+
+
+def _trained_against_curvature(adapter: Adapter) -> bool:
+    return (adapter.manifest or {}).get("energy") == "curvature"
+
+
+def _rise(task: str, curvature: Curvature, adapter: Adapter) -> Rise:
+    modules, random = _parts(adapter, curvature), 0.0
+    for part in modules:
+        term = curvature.kronecker(part.name)
+        rows, columns = adapter.shape(part.name)
         mean = _trace(term.u) * _trace(term.v) / (rows * columns)
-        random += 0.5 * update.norm**2 * mean
+        random += 0.5 * adapter.update(part.name).norm ** 2 * mean
     total = math.fsum(one.nats for one in modules)
-    against = (adapter.manifest or {}).get("energy") == "curvature"
-    return Rise(task, total, tuple(modules), random, curvature.record.rows, against)
+    rows_measured = curvature.record.rows
+    return Rise(
+        task, total, tuple(modules), random, rows_measured, _trained_against_curvature(adapter)
+    )
 
 
 def _task(task: str, curvature: Curvature) -> TaskCurvature:

@@ -109,13 +109,22 @@ def past_of_run(folder: Path, file: Path) -> Past:
         PastError, AdapterError: the file or a stage is damaged.
     """
     past = read_past(file)
-    if not (folder / "run.json").is_file():
-        return past
-    found = [adapter for adapter in read_run_stages(folder).adapters if adapter is not None]
-    known = {adapter.digest: adapter for adapter in found}
-    adapters = [known[task.digest] for task in past.tasks if task.digest in known]
+    adapters = summed_adapters(folder, past)
     changed = any(task.shrink is not None for task in past.tasks)
     if len(adapters) < len(past.tasks) or not adapters or changed:
         return past
     kind = past.record.energy
     return Past.of(adapters, energy=kind.kind, last=kind.last, decay=kind.decay)
+
+
+def summed_adapters(folder: Path, past: Past) -> list[Adapter]:
+    """Those of a run's adapters that the past holds, in its order.
+
+    Raises:
+        AdapterError: a stage is damaged.
+    """
+    if not (folder / "run.json").is_file():
+        return []
+    found = [adapter for adapter in read_run_stages(folder).adapters if adapter is not None]
+    known = {adapter.digest: adapter for adapter in found}
+    return [known[task.digest] for task in past.tasks if task.digest in known]

@@ -8,11 +8,15 @@ from ella_cli.report.document import HeatMap, Part, Section, Table, Words
 from ella_cli.report.layers import layer_grid
 
 if TYPE_CHECKING:
-    from ella_cli.inspect.curvature import Rise, TaskCurvature
+    from ella_cli.inspect.curvature import Rise, SequenceRises, TaskCurvature
 
 # Nats per answer token from which a rise is called one in words.
 _NOTABLE = 0.05
 _WORST = 8
+_EVADED = (
+    "An optimiser goes where they saw nothing: expect several times more (docs/results.md: 6 to "
+    "20)."
+)
 
 
 def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:
@@ -34,8 +38,7 @@ def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:
     if any(rise.trained_against for rise in rises):
         parts.append(
             Words(
-                f"{adapter} was trained against these very estimates, and an optimiser goes where "
-                "they saw nothing: expect several times more (docs/results.md: 6 to 20).",
+                f"{adapter} was trained against these very estimates. {_EVADED}",
                 warning=True,
             )
         )
@@ -66,6 +69,41 @@ def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:
         tuple(parts),
         "½ tr(ΔWᵀ G ΔW C): what each past task is expected to lose, to second order, from the "
         "curvature measured when it was learnt.",
+    )
+
+
+def sequence_rise_section(rises: SequenceRises) -> Section:
+    """Predicted cost of every update of a sequence to the tasks before it."""
+    pairs = [
+        (value, later, earlier)
+        for later, row in zip(rises.tasks, rises.nats, strict=True)
+        for earlier, value in zip(rises.tasks, row, strict=True)
+        if value is not None
+    ]
+    worst, later, earlier = max(pairs)
+    parts: list[Part] = [
+        Words(
+            f"The costliest: {later} is predicted to cost {earlier} {worst:.2g} nats an answer "
+            "token."
+        )
+    ]
+    if rises.trained_against:
+        parts.append(
+            Words(
+                f"Trained against these estimates: {', '.join(rises.trained_against)}. {_EVADED}",
+                warning=True,
+            )
+        )
+    parts.append(
+        HeatMap(
+            "predicted rise of the loss, nats / token", "update of", "on", rises.tasks[1:],
+            rises.tasks[:-1], tuple(row[:-1] for row in rises.nats[1:]),
+        )
+    )  # fmt: skip
+    return Section(
+        "Predicted cost to earlier tasks",
+        tuple(parts),
+        "½ tr(ΔWᵀ G ΔW C) of each update, with the curvature measured when a task was learnt.",
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ella_cli.report.document import Section
+from ella_cli.report.inspected_curvature import sequence_rise_section
 from ella_cli.report.inspected_past import collision_section, energy_section, spectrum_section
 from ella_cli.report.results import PAST, RunResults
 
@@ -30,19 +31,23 @@ def picture_past(run: RunResults) -> PastPicture | None:
     if not path.is_file():
         return None
     from ella_cli.inspect.collisions import collisions_of
+    from ella_cli.inspect.curvature import rises_of_sequence
     from ella_cli.inspect.energy import energy_of
-    from ella_cli.inspect.run_stages import past_of_run
+    from ella_cli.inspect.run_stages import past_of_run, summed_adapters
     from ella_cli.inspect.spectrum import spectrum_of
     from ella_cli.past import read_past
 
     past = past_of_run(run.path, path)
     energy, spectrum = energy_of(past), spectrum_of(past)
     sections = [energy_section(energy), spectrum_section(spectrum)]
-    collisions = None
+    collisions = rises = None
     if len(past.tasks) * (len(past.tasks) + 1) // 2 * len(past.names) <= _MOST_PAIRS:
         collisions = collisions_of(past)
         if len(collisions.tasks) > 1:
             sections.append(collision_section(collisions))
+        rises = rises_of_sequence(summed_adapters(run.path, past))
+        if rises is not None:
+            sections.append(sequence_rise_section(rises))
     return PastPicture(
         tuple(sections),
         {
@@ -50,5 +55,6 @@ def picture_past(run: RunResults) -> PastPicture | None:
             "energy": asdict(energy),
             "spectrum": asdict(spectrum),
             "collisions": None if collisions is None else asdict(collisions),
+            "predicted_rises": None if rises is None else asdict(rises),
         },
     )

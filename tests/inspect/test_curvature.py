@@ -11,11 +11,18 @@ from torch import Tensor
 
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.adapter.curvature import CurvatureRecord, write_curvature
-from ella_cli.inspect.curvature import curvatures_of_tasks, predicted_rise, rises_of
+from ella_cli.inspect.curvature import (
+    curvatures_of_tasks,
+    predicted_rise,
+    rises_of,
+    rises_of_sequence,
+)
 from ella_cli.inspect.energy import energy_of
 from ella_cli.inspect.overlap import overlap_of
 from ella_cli.kernels import Kronecker
 from ella_cli.past import Past
+from ella_cli.report.document import Document
+from ella_cli.report.inspected_curvature import sequence_rise_section
 from ella_cli.report.inspected_past import energy_document
 from ella_cli.report.inspected_update import overlap_document
 from ella_cli.report.markdown import render
@@ -138,3 +145,26 @@ def test_a_rise_from_the_adapters_alone_is_that_from_the_past(
     for adapter in two:
         assert predicted_rise(update, adapter) == pytest.approx(rises[adapter.task], rel=1e-12)
     assert predicted_rise(two[0], update) is None
+
+
+def test_a_sequence_shows_what_each_update_costs_the_tasks_before_it(
+    two: list[Adapter], update: Adapter
+) -> None:
+    report = rises_of_sequence([*two, update])
+    assert report is not None
+    assert report.tasks == ("task0", "task1", "new")
+    assert report.nats[0] == (None, None, None)
+    assert report.nats[1][0] == pytest.approx(predicted_rise(two[1], two[0]), rel=1e-12)
+    assert report.nats[2][1] == pytest.approx(predicted_rise(update, two[1]), rel=1e-12)
+    assert report.nats[1][1:] == (None, None)
+    assert report.trained_against == ()
+    # Nothing comes after a task that alone has measured.
+    assert rises_of_sequence([update, two[0]]) is None
+
+    costliest = max((report.nats[j][i] or 0, j, i) for i, j in ((0, 1), (0, 2), (1, 2)))
+    worst, later, earlier = costliest
+    text = render(Document("", (sequence_rise_section(report),)))
+    assert (
+        f"The costliest: {report.tasks[later]} is predicted to cost {report.tasks[earlier]} "
+        f"{worst:.2g} nats an answer token."
+    ) in " ".join(text.split())
