@@ -220,6 +220,10 @@ class RunSettings(EvalFields, TrainSettings):
     order: str = _field(
         "1", "1 to 6, trace, demo, or task names and folders joined by commas.", panel="Data"
     )
+    last: int | None = _field(None, "Protect only the last K tasks.", panel="Method", ge=1)
+    decay: float | None = _field(
+        None, "Each later task multiplies a task's energy by this.", panel="Method", gt=0, le=1
+    )
 
 
 def resolve_settings(

@@ -14,7 +14,9 @@ from ella_cli.sequence.run_folder import FREE, RunFolder, stage_name
 from ella_cli.training.manifest import MANIFEST
 
 # They decide what comes after the first task, or only how it is scored.
-_LATER = {"method", "lambda", "rho", "energy", "order", "decode", "replay_share"}
+_LATER = {
+    "method", "lambda", "rho", "energy", "last", "decay", "order", "decode", "replay_share",
+}  # fmt: skip
 # Where model and rows came from and how many rows: the fingerprints tell what they were.
 _TOLD = {"model", "data", "limit", "limit_test", "validation"}
 

@@ -17,7 +17,6 @@ from ella_cli.config import RunSettings
 from ella_cli.evaluate.grid import evaluation_of
 from ella_cli.model.base import Base
 from ella_cli.past import accumulate, read_past
-from ella_cli.past.record import Energy
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.first_stage import take_first_stage
 from ella_cli.sequence.loading import base_once, load_tasks
@@ -86,7 +85,7 @@ def train_stages(
     for index, name in enumerate(names):
         adapter = run.adapter(index, name)
         if adapter is None:
-            _bring_past_up(run, method, adapters, settings.energy)
+            _bring_past_up(run, method, adapters, settings)
             assignment = Assignment(
                 name=name,
                 tasks=tasks if method.joint else [tasks[index]],
@@ -99,7 +98,7 @@ def train_stages(
             adapter = run.adapter(index, name)
             assert adapter is not None
         adapters.append(adapter)
-    _bring_past_up(run, method, adapters, settings.energy)
+    _bring_past_up(run, method, adapters, settings)
     return adapters
 
 
@@ -108,17 +107,19 @@ def _replayed(tasks: Sequence[Task], settings: RunSettings) -> Sequence[Task]:
 
 
 def _bring_past_up(
-    run: RunFolder, method: Method, adapters: Sequence[Adapter], energy: Energy | None
+    run: RunFolder, method: Method, adapters: Sequence[Adapter], settings: RunSettings
 ) -> None:
     """Adds the adapters that the past does not hold yet."""
     if not method.summed:
         return
     with processes.main_first():
-        _add_missing(run, adapters, energy)
+        _add_missing(run, adapters, settings)
 
 
-def _add_missing(run: RunFolder, adapters: Sequence[Adapter], energy: Energy | None) -> None:
+def _add_missing(run: RunFolder, adapters: Sequence[Adapter], settings: RunSettings) -> None:
     held = {task.digest for task in read_past(run.past).tasks} if run.past.is_file() else set()
     missing = [adapter.path for adapter in adapters if adapter.digest not in held]
     if missing:
-        accumulate(missing, run.past, energy=energy)
+        accumulate(
+            missing, run.past, energy=settings.energy, last=settings.last, decay=settings.decay
+        )

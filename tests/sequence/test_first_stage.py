@@ -53,6 +53,7 @@ def _files(folder: Path) -> set[str]:
         {"method": "inclora"},
         {"method": "seqlora", "decode": "rank"},
         {"method": "ella", "lam": 3.0, "energy": "abs", "rho": 1.0, "olora_l2": 0.1},
+        {"method": "ella", "last": 2, "decay": 0.5},
         {"method": "inclora", "curvature_rows": 0},
         {"method": "ella", "cells": "figures", "per_device_eval_batch_size": 2},
     ],

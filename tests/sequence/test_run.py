@@ -11,8 +11,16 @@ from safetensors.torch import save_file
 
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import DataFields, EvaluateSettings, RunSettings
-from ella_cli.errors import AdapterError, SettingsError
-from ella_cli.sequence import RunFolder, evaluate_adapters, evaluate_run, load_tasks
+from ella_cli.errors import AdapterError, PastError, SettingsError
+from ella_cli.past import read_past
+from ella_cli.sequence import (
+    RunFolder,
+    evaluate_adapters,
+    evaluate_past,
+    evaluate_run,
+    load_tasks,
+    run_order,
+)
 from ella_cli.sequence.score import stages_of
 from ella_cli.training.methods import METHODS
 
@@ -40,6 +48,12 @@ def test_more_adapters_than_tasks_are_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="no-adapter does not exist"):
         evaluate_adapters([tmp_path / "no-adapter"], "demo-mood", NOWHERE, tmp_path / "scores")
+
+
+def test_a_file_that_is_no_past_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PastError, match=r"no\.safetensors"):
+        evaluate_past(tmp_path / "no.safetensors", "demo-mood", NOWHERE, tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
 
 
 def test_a_run_is_scored_on_its_own_order_only(tmp_path: Path) -> None:
@@ -72,3 +86,13 @@ def test_what_the_model_is_after_each_stage(
     assert [[adapter.task for adapter in stage.adapters] for stage in stages] == sums
     assert [stage.tasks for stage in stages] == tasks
     assert [stage.name for stage in stages] == ["01-a", "02-b", "03-c"]
+
+
+def test_the_past_of_a_run_protects_what_was_asked_for(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = RunSettings(
+        order="demo-topic,demo-mood", model=str(tiny_llama), dtype="float32", max_steps=1, limit=8,
+        decode="rank", energy="abs", last=1, decay=0.5, curvature_rows=0,
+    )  # fmt: skip
+    run_order(settings, tmp_path / "run")
+    kind = read_past(tmp_path / "run" / "wpast.safetensors").record.energy
+    assert (kind.kind, kind.last, kind.decay) == ("abs", 1, 0.5)
