@@ -29,7 +29,10 @@ def _lambda(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_lambda(one) for one in value)
     if isinstance(value, str) and value.strip() != "auto":
-        return float(value)
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is neither a number nor auto") from None
     return value.strip() if isinstance(value, str) else value
 
 
@@ -142,10 +145,11 @@ class MethodFields(Settings):
         "finds it from --rho at the start of each task.",
         panel="Method", flag="--lambda", alias="lambda",
     )  # fmt: skip
-    rho: float = _field(
-        3.0,
-        "Strength for --lambda auto: what repeating a past task's update may cost, in first "
-        "losses of the new task.",
+    rho: float | None = _field(
+        None,
+        "Strength for --lambda auto. With curvature: what a nat counts that the past is predicted "
+        "to lose, 10 by default. With coordinates: what repeating a past task's update may cost, "
+        "in first losses of the new task, 3 by default.",
         panel="Method", gt=0,
     )  # fmt: skip
     energy: Literal["sum", "abs", "rss", "curvature"] | None = _field(
@@ -257,8 +261,10 @@ def resolve_settings(
         first = error.errors()[0]
         # Of a union, the location goes on with the kind that was tried.
         name = str(first["loc"][0]) if first["loc"] else "settings"
+        message = first["msg"].removeprefix("Value error, ")
+        reason = message[0].lower() + message[1:]
         raise SettingsError(
-            f"{name.replace('_', '-')} = {first['input']!r}: {first['msg'].lower()}",
+            f"{name.replace('_', '-')} = {first['input']!r}: {reason}",
             hint=f"`ella config-schema` lists every setting; {config or 'flags'} gave this one",
         ) from error
 

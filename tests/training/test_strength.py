@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +11,15 @@ import torch
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import TrainSettings
 from ella_cli.errors import SettingsError
-from ella_cli.model.base import load_base
+from ella_cli.model.base import Base, load_base
 from ella_cli.past import Past, accumulate, read_past
-from ella_cli.tasks import load_task
+from ella_cli.tasks import Task, load_task
 from ella_cli.tasks.batches import Collator
 from ella_cli.training.assignment import Assignment
 from ella_cli.training.strength import first_loss, given_strength, reference_cost
 from ella_cli.training.task import encode_rows, train_task
 from tests.past.conftest import SHAPES, make_adapter  # noqa: F401  (a fixture)
-from tests.past.test_curvature import MakeAdapter, measured, of_adapter
+from tests.past.test_curvature import MakeAdapter, measured
 
 
 @pytest.fixture
@@ -38,15 +39,8 @@ def _delta(adapter: Adapter, name: str) -> torch.Tensor:
 def test_after_one_task_the_reference_is_that_tasks_own_update(two: list[Adapter]) -> None:
     past = Past.of(two[:1])
     coordinates = sum(float(_delta(two[0], name).pow(4).sum()) for name in SHAPES)
-    found = reference_cost(past, past.names, curvature=False)
+    found = reference_cost(past, past.names)
     assert found == pytest.approx(coordinates, rel=1e-5)
-    curvature = 0.0
-    for name in SHAPES:
-        term = of_adapter(two[0].path, name)
-        product = term.u.double().T @ _delta(two[0], name) @ term.v.double()
-        curvature += 0.5 * float(product.square().sum())
-    found = reference_cost(past, past.names, curvature=True)
-    assert found == pytest.approx(curvature, rel=1e-5)
 
 
 def test_after_two_it_is_the_past_as_large_as_the_largest_update(
@@ -59,7 +53,7 @@ def test_after_two_it_is_the_past_as_large_as_the_largest_update(
     for store in ("factored", "dense"):
         accumulate([one.path for one in two], tmp_path / store, store=store)  # type: ignore[arg-type]
         past = read_past(tmp_path / store)
-        found = reference_cost(past, past.names, curvature=False)
+        found = reference_cost(past, past.names)
         assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -96,23 +90,44 @@ def test_the_first_loss_is_the_mean_over_answer_tokens(tiny_model: Path) -> None
     assert first_loss(base, rows, collate) == pytest.approx(total / tokens, rel=1e-5)
 
 
-@pytest.mark.parametrize("energy", ["sum", "curvature"])
+@pytest.fixture
+def two_tasks() -> list[Task]:
+    return [load_task(name, limit=16) for name in ("demo-topic", "demo-mood")]
+
+
+def _second_of_two(
+    base: Base, tasks: list[Task], folder: Path, **settings: Any
+) -> tuple[Past, dict[str, Any]]:
+    """The past after the first task, and the manifest of the second."""
+    chosen = TrainSettings(max_steps=2, learning_rate=0.01, **settings)  # type: ignore[call-arg]
+    train_task(base, Assignment("demo-topic", tasks[:1]), chosen, folder / "1")
+    past = Past.of([read_adapter(folder / "1")])
+    second = Assignment("demo-mood", tasks[1:], 1, past)
+    return past, train_task(base, second, chosen, folder / "2")
+
+
 def test_another_scale_of_lora_meets_the_same_strength(
-    tiny_llama: Path, tmp_path: Path, energy: str
+    tiny_llama: Path, two_tasks: list[Task], tmp_path: Path
 ) -> None:
     """The same first update, written with alpha 16 or 64: λ · penalty of a repeat is ρ · CE₀."""
     base = load_base(str(tiny_llama), dtype="float32", device="cpu")
-    tasks = [load_task(name, limit=16) for name in ("demo-topic", "demo-mood")]
     for alpha in (16, 64):
-        settings = TrainSettings(
-            max_steps=2, lora_alpha=alpha, learning_rate=0.01, rho=2.0, energy=energy
-        )  # type: ignore[call-arg]
-        first = tmp_path / f"{energy}-{alpha}-1"
-        train_task(base, Assignment("demo-topic", tasks[:1]), settings, first)
-        past = Past.of([read_adapter(first)])
-        second = Assignment("demo-mood", tasks[1:], 1, past)
-        manifest = train_task(base, second, settings, tmp_path / f"{energy}-{alpha}-2")
+        past, manifest = _second_of_two(
+            base, two_tasks, tmp_path / str(alpha), lora_alpha=alpha, rho=2.0, energy="sum"
+        )
         strength = manifest["strength"]
         assert manifest["lambda"] == strength["lam"] > 0
-        cost = reference_cost(past, past.names, curvature=energy == "curvature")
+        cost = reference_cost(past, past.names)
         assert strength["lam"] * cost == pytest.approx(2.0 * strength["first_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("rho", "expected"), [(None, 10.0), (2.5, 2.5)])
+def test_with_curvature_the_strength_is_lambda_itself(
+    tiny_llama: Path, two_tasks: list[Task], tmp_path: Path, rho: float | None, expected: float
+) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    _, manifest = _second_of_two(base, two_tasks, tmp_path, rho=rho, energy="curvature")
+    assert manifest["lambda"] == manifest["strength"]["rho"] == expected
+    penalty, weighted = (manifest["curves"][key][-1] for key in ("penalty", "weighted_penalty"))
+    assert weighted == pytest.approx(expected * penalty, rel=1e-6)
+    assert penalty > 0
