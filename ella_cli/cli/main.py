@@ -10,6 +10,7 @@ import io
 import os
 import sys
 import warnings
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -31,6 +32,11 @@ from ella_cli.cli.sweep import sweep
 from ella_cli.cli.tasks import tasks
 from ella_cli.cli.train import train
 from ella_cli.errors import EllaError
+
+# What typer raises for a command line that it cannot read; it names only this subclass of it.
+_UsageError: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"
+)
 
 app = typer.Typer(
     name="ella",
@@ -75,18 +81,36 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        app()
+        done = app(prog_name="ella", standalone_mode=False)
     except EllaError as error:
-        stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-        stderr.print(f"[red]error:[/] {escape(error.message)}")
-        if error.hint:
-            stderr.print(f"[dim]next:[/]  {escape(error.hint)}")
+        _say(error.message, error.hint)
         sys.exit(error.exit_code)
-    except SystemExit as stop:
-        # What typer makes of Ctrl-C.
-        if stop.code == 130:
-            sys.stderr.write(
-                "\ninterrupted; nothing half-written is left, "
-                "and the same command goes on from the last finished step\n"
-            )
-        raise
+    except _UsageError as error:
+        sys.exit(_explain_usage(error))
+    # Without its own mode typer gives a command's exit code back; Ctrl-C is 130.
+    code = done if isinstance(done, int) else 0
+    if code == 130:
+        sys.stderr.write(
+            "\ninterrupted; nothing half-written is left, "
+            "and the same command goes on from the last finished step\n"
+        )
+    sys.exit(code)
+
+
+def _explain_usage(error: Any) -> int:
+    """What typer has against a command line, in the two lines of every other error."""
+    message = error.format_message()
+    if not message or error.ctx is None:
+        # Not a mistake: a command that shows its help when it is given nothing.
+        error.show()
+    else:
+        what = message[0].lower() + message[1:].replace("Value error, ", "")
+        _say(what, f"`{error.ctx.command_path} --help` lists what it takes, with examples")
+    return int(error.exit_code)
+
+
+def _say(message: str, hint: str | None) -> None:
+    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    stderr.print(f"[red]error:[/] {escape(message)}")
+    if hint:
+        stderr.print(f"[dim]next:[/]  {escape(hint)}")

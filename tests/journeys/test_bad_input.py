@@ -257,3 +257,25 @@ def test_no_room_for_a_run(refused: Refused, here: Path, tiny_llama: Path) -> No
     run = ("run", "--order", "tasks/colours", "--model", tiny_llama, *SHORT, "-q", "-o", "run")
     assert "run.json" in refused(*run, **_full_after(256), leaves=("run",))
     assert not any((here / "run").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (("train", "--tsk", "x"), "no such option: --tsk (Possible options: --task)"),
+        (("run", "--cells", "some", "-o", "x"), "'some' is not one of 'all', 'figures'"),
+        (("run",), "missing option '--output-dir'"),
+        (("trian",), "no such command 'trian'"),
+        (("inspect", "energy"), "missing argument 'past'"),
+        (("run", "--lambda", "1e3,much", "-o", "x"), "'much' is neither a number nor auto"),
+        (("train", "--limit", "0", "--task", "a", "-o", "x"), "limit = 0: input should be greater"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read(
+    refused: Refused, command: tuple[str, ...], what: str
+) -> None:
+    said = refused(*command)
+    assert what in said
+    if "--lambda" not in command and "--limit" not in command:
+        named = " ".join(one for one in command[:2] if one in ("train", "run", "inspect", "energy"))
+        assert f"`{f'ella {named}'.strip()} --help`" in said
