@@ -80,9 +80,12 @@ def evaluate(
                 )
             folder = output_dir
             if past is not None:
-                document = evaluate_past(
-                    past, order, settings, folder, single=single, progress=progress
-                )
+                if single is not None:
+                    raise SettingsError(
+                        "--single is compared with each task as it was just learned",
+                        hint="a past knows only what came of all of them; leave --single out",
+                    )
+                document = evaluate_past(past, order, settings, folder, progress=progress)
             else:
                 document = evaluate_adapters(
                     adapters or [], order, settings, folder, single=single, progress=progress

@@ -26,6 +26,9 @@ from ella_cli.sequence.score import (
 )
 from ella_cli.tasks import resolve_order
 
+# How they were trained is written beside adapters, where it is known at all.
+_UNKNOWN = {"lambda": None, "seed": None}
+
 
 def evaluate_run(
     folder: Path,
@@ -105,15 +108,10 @@ def evaluate_adapters(
     chosen = choose([Stage("base"), *stages], len(tasks), evaluation)
     grid = evaluate_grid(base, None, chosen, tasks, evaluation, run.scores, progress=progress)
     rows = [*grid[1:], *empty_rows(len(tasks) - len(stages), len(tasks))]
-    facts = {
-        "method": "adapters",
-        "lambda": None,
-        "seed": None,
-        "adapters": [str(adapter.path) for adapter in adapters],
-        **evaluation_facts(evaluation, base().fingerprint),
-    }
     alone = single_rows(single) if single else None
-    document = results_document(tasks, rows, grid[0], alone, facts)
+    facts = {"method": "adapters", "adapters": [str(adapter.path) for adapter in adapters]}
+    facts |= evaluation_facts(evaluation, base().fingerprint)
+    document = results_document(tasks, rows, grid[0], alone, facts | _UNKNOWN)
     write_results(run, document)
     return document
 
@@ -124,7 +122,6 @@ def evaluate_past(
     evaluation: EvaluateSettings,
     folder: Path,
     *,
-    single: Path | None = None,
     progress: Progress = SILENCE,
 ) -> dict[str, Any]:
     """Scores the base plus the sum in a past file on the tasks of `order`: the last row alone.
@@ -144,15 +141,9 @@ def evaluate_past(
     # The untouched base is scored where FWT asks for it, which a last row alone does not.
     stages = [Stage("past", past=past)]
     grid = evaluate_grid(base, None, stages, tasks, evaluation, run.scores, progress=progress)
-    facts = {
-        "method": "past",
-        "lambda": None,
-        "seed": None,
-        "past": {"file": str(file), "digest": past.digest},
-        **evaluation_facts(evaluation, base().fingerprint),
-    }
-    alone = single_rows(single) if single else None
     rows = [*empty_rows(len(tasks) - 1, len(tasks)), *grid]
-    document = results_document(tasks, rows, None, alone, facts)
+    facts = {"method": "past", "past": {"file": str(file), "digest": past.digest}}
+    facts |= evaluation_facts(evaluation, base().fingerprint)
+    document = results_document(tasks, rows, None, None, facts | _UNKNOWN)
     write_results(run, document)
     return document
