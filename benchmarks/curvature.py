@@ -37,7 +37,6 @@ from ella_cli.model.base import Base, load_base
 from ella_cli.model.fold import Fold
 from ella_cli.past import Past
 from ella_cli.tasks import load_task
-from ella_cli.tasks.batches import Collator
 from ella_cli.training.manifest import versions
 from ella_cli.training.task import encode_rows
 
@@ -87,18 +86,15 @@ def _random(like: Update, generator: torch.Generator) -> Update:
 
 def chances(base: Base, rows: list[dict[str, list[int]]]) -> tuple[Tensor, Tensor]:
     """Log-chances (answer tokens, V) f32 and labels of all rows."""
-    pad = base.tokenizer.pad_token_id
-    assert isinstance(pad, int)
-    collate = Collator(pad, base.kind)
+    collate = base.collator()
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
-    found, labels = [], []
+    found = []
     with torch.inference_mode():
         for start in range(0, len(ordered), _BATCH):
-            batch = collate(ordered[start : start + _BATCH])
-            labels.append(batch.pop("labels"))
-            batch.pop("shift_labels")
-            found.append(base.model(**batch).logits.float().flatten(0, -2).log_softmax(-1))
-    return torch.cat(found), torch.cat(labels)
+            logits, labels = base.answer_logits(collate(ordered[start : start + _BATCH]))
+            found.append((logits.log_softmax(-1), labels))
+    log_chances, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return log_chances, labels
 
 
 def nll(log_chances: Tensor, labels: Tensor) -> float:

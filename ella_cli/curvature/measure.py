@@ -26,7 +26,6 @@ from ella_cli.kernels import Kronecker
 from ella_cli.model.base import Base
 from ella_cli.model.lora import lora_layers
 from ella_cli.progress import Advance
-from ella_cli.tasks.batches import IGNORED
 
 # Measured divergence over the prediction without it, 40 real updates after two tasks of SmolLM2
 # (docs/results.md): slope 5.5. Read off each task's own update instead it was 2 to 45, and pooled
@@ -102,14 +101,10 @@ def measure_curvature(
 
 
 def _sampled_loss(
-    base: Base, batch: dict[str, Any], generator: torch.Generator
+    base: Base, batch: Mapping[str, Tensor], generator: torch.Generator
 ) -> tuple[Tensor, int]:
     """Minus the log-likelihood of sampled answers, and their number of tokens."""
-    batch = {name: value.to(base.device) for name, value in batch.items()}
-    labels = batch.pop("labels")
-    batch.pop("shift_labels", None)
-    logits = base.model(**batch).logits.float().flatten(0, -2)  # (tokens, V)
-    logits = logits[labels.flatten() != IGNORED]
+    logits, _ = base.answer_logits(batch)
     chances = logits.detach().softmax(-1).cpu()
     drawn = torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
     return nn.functional.cross_entropy(logits, drawn, reduction="sum"), len(drawn)

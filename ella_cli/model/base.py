@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from ella_cli import processes
 from ella_cli.errors import ModelError
 from ella_cli.model.source import resolve_source
-from ella_cli.tasks.batches import Collator
+from ella_cli.tasks.batches import IGNORED, Collator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,6 +53,22 @@ class Base:
         assert isinstance(pad, int)
         start = getattr(self.model.config, "decoder_start_token_id", None)
         return Collator(pad, self.kind, pad if start is None else start)
+
+    def answer_logits(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The logits that predict a batch's answer tokens, and those tokens.
+
+        Args:
+            batch: of `collator`, on any device.
+
+        Returns:
+            (tokens, V) f32 and (tokens,) int64, in the batch's order, without padding.
+        """
+        inputs = {name: value.to(self.device) for name, value in batch.items()}
+        labels = inputs.pop("labels").flatten()
+        inputs.pop("shift_labels", None)
+        logits = self.model(**inputs).logits.float().flatten(0, -2)
+        answers = labels != IGNORED
+        return logits[answers], labels[answers]
 
     def check_ground(self, what: str, fingerprint: str | None) -> None:
         """Makes sure that `what` was made on this base; an unknown fingerprint passes.

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +27,6 @@ from ella_cli.errors import SettingsError
 from ella_cli.kernels import Factors
 from ella_cli.model.base import Base
 from ella_cli.past import Past
-from ella_cli.tasks.batches import IGNORED
 from ella_cli.training.methods import METHODS
 
 # An optimiser finds what the measured rows did not see: with the penalty on, a past task loses 6 to
@@ -99,7 +97,6 @@ def found_strength(
     base: Base,
     past: Past,
     rows: Sequence[Mapping[str, list[int]]],
-    collate: Any,
     *,
     curvature: bool,
     names: Sequence[str],
@@ -109,7 +106,6 @@ def found_strength(
 
     Args:
         rows: the task's encoded train rows; the first few are looked at.
-        collate: as training uses it.
         curvature: whether the penalty is the curvature's.
         names: the modules that are adapted.
         rho: what a predicted nat counts; or, with coordinates, what repeating the past's largest
@@ -119,28 +115,24 @@ def found_strength(
         rho = RHO_OF_CURVATURE if rho is None else rho
         return Strength(rho, rho)
     rho = RHO_OF_COORDINATES if rho is None else rho
-    first = first_loss(base, rows, collate)
+    first = first_loss(base, rows)
     cost = reference_cost(past, names)
     lam = rho * first / cost if cost > 0 else 0.0
     return Strength(lam, rho, first, cost)
 
 
-def first_loss(base: Base, rows: Sequence[Mapping[str, list[int]]], collate: Any) -> float:
+def first_loss(base: Base, rows: Sequence[Mapping[str, list[int]]]) -> float:
     """Mean cross-entropy per answer token over the first rows, nats."""
+    collate = base.collator()
     total, tokens = 0.0, 0
     was_training = base.model.training
     base.model.train(False)
     with torch.inference_mode():
         for start in range(0, min(_ROWS, len(rows)), _BATCH):
             batch = collate(rows[start : min(start + _BATCH, _ROWS)])
-            batch = {name: value.to(base.device) for name, value in batch.items()}
-            labels = batch.pop("labels").flatten()
-            batch.pop("shift_labels", None)
-            logits = base.model(**batch).logits.float().flatten(0, -2)  # (tokens, V)
-            total += float(
-                nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-            )
-            tokens += int((labels != IGNORED).sum())
+            logits, labels = base.answer_logits(batch)
+            total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            tokens += len(labels)
     base.model.train(was_training)
     return total / max(tokens, 1)
 

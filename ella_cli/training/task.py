@@ -161,7 +161,6 @@ def _trainer(
             base,
             assignment.past,
             rows,
-            trainer.data_collator,
             curvature=isinstance(trainer.penalty, CurvaturePenalty),
             names=tuple(lora_layers(model)),
             rho=settings.rho,
