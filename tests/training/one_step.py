@@ -28,6 +28,17 @@ from ella_cli.training.trainer import TaskTrainer, answer_cross_entropy
 
 ROWS = 8
 LORA = LoraFields(lora_rank=2, lora_alpha=4, lora_dropout=0.0)
+# What any Trainer has to be told, so that it makes one step, on the CPU, and says nothing.
+ONE_STEP: dict[str, Any] = {
+    "max_steps": 1,
+    "max_grad_norm": 0.0,
+    "train_sampling_strategy": "sequential",
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
 
 
 class PlainTrainer(EllaTrainerMixin, Trainer):
@@ -86,15 +97,8 @@ def step(
         output_dir=str(adapter.parent / "unused"),
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        max_grad_norm=0.0,
-        train_sampling_strategy="sequential",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
         remove_unused_columns=False,
-        use_cpu=True,
-        dataloader_pin_memory=False,
+        **ONE_STEP,
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
         seed=settings.seed,
     )

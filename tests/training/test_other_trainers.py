@@ -85,14 +85,7 @@ def test_the_penalty_has_exactly_its_weight(
             output_dir=str(tmp_path / "unused"),
             per_device_train_batch_size=8 // accumulation,
             gradient_accumulation_steps=accumulation,
-            max_steps=1,
-            max_grad_norm=0.0,
-            train_sampling_strategy="sequential",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_pin_memory=False,
+            **one_step.ONE_STEP,
         )
         trainer.penalty, trainer.lam = penalty, lam
         kept = one_step.Gradients()
