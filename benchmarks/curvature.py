@@ -3,10 +3,10 @@
     python -m benchmarks.curvature RUN --data DATA [--rows 100] [--out NAME]
 
 RUN is a finished `ella run` whose adapters have curvature. For each task but the last, the model is
-put as it was after that task; then many updates are added to it, and the loss on rows held out of
-train is measured: the adapters of the later stages, whole, scaled, by thirds of the layers and by
-kind of module, and random updates of the same norms. Beside each the prediction of the task's
-curvature is put, and two others: ‖ΔW‖² and the paper's ‖ΔW ⊙ W_past‖².
+put as it was after that task; then many updates are added to it, and the loss on train rows that
+the run has not seen is measured: the adapters of the later stages, whole, scaled, by thirds of the
+layers and by kind of module, and random updates of the same norms. Beside each the prediction of
+the task's curvature is put, and two others: ‖ΔW‖² and the paper's ‖ΔW ⊙ W_past‖².
 
 Two rises are measured, both in nats per answer token: `kl`, the divergence from the answers'
 chances before, which is what the prediction approximates; and `rise`, of the loss on the true
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.unseen import with_unseen_rows
 from ella_cli.adapter import Adapter, Update
 from ella_cli.config import RunSettings
 from ella_cli.files import read_json, write_json
@@ -36,7 +37,6 @@ from ella_cli.inspect.run_stages import read_run_stages
 from ella_cli.model.base import Base, load_base
 from ella_cli.model.fold import Fold
 from ella_cli.past import Past
-from ella_cli.tasks import load_task
 from ella_cli.training.manifest import versions
 from ella_cli.training.task import encode_rows
 
@@ -108,10 +108,7 @@ def study(run: Path, data: Path, count: int, tasks: list[int] | None) -> list[di
     base = load_base(settings.model, dtype=settings.dtype)
     points: list[dict[str, Any]] = []
     for index in tasks if tasks else range(len(adapters) - 1):
-        held = load_task(
-            stages.order[index], data=data, limit=settings.limit, limit_test=count,
-            validation=count, seed=settings.seed,
-        )  # fmt: skip
+        held = with_unseen_rows(stages.order[index], settings, data, count)
         rows = encode_rows(base, [replace(held, train=held.test)], settings)
         past = Past.of(adapters[: index + 1])
         for point in _points(base, past, rows, steps_of(adapters[index + 1 :], seed=index)):
@@ -196,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=100, help="held-out train rows a task")
+    parser.add_argument("--rows", type=int, default=100, help="unseen train rows a task")
     parser.add_argument("--task", type=int, action="append", help="0-based; by default all")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/curvature.json"))
     given = parser.parse_args()

@@ -4,8 +4,8 @@
 
 RUN is an `ella run` whose first `--stage` tasks are trained, with curvature. The task after them is
 trained anew for each `energy:λ`; then cross-entropy, divergence from the answers before, and greedy
-accuracy are measured on held-out train rows of all of them. No test row is read. This is how the
-default strength was chosen (docs/results.md).
+accuracy are measured on train rows of each that no stage was trained on. No test row is read. This
+is how the default strength was chosen (docs/results.md).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.curvature import chances, nll
+from benchmarks.unseen import with_unseen_rows
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import EvaluateSettings, RunSettings
 from ella_cli.evaluate.grid import score_task
@@ -29,7 +30,7 @@ from ella_cli.inspect.run_stages import read_run_stages
 from ella_cli.model.base import Base, load_base
 from ella_cli.model.fold import Fold
 from ella_cli.past import Past
-from ella_cli.tasks import Task, load_task
+from ella_cli.tasks import Task
 from ella_cli.training.assignment import Assignment
 from ella_cli.training.manifest import versions
 from ella_cli.training.task import encode_rows, train_task
@@ -77,10 +78,9 @@ def main() -> None:
     settings = RunSettings.model_validate(read_json(given.run / "run.json")["settings"])
     earlier = [one for one in stages.adapters[: given.stage] if one is not None]
     tasks = [
-        load_task(name, data=given.data, limit=settings.limit, limit_test=given.rows,
-                  validation=given.rows, seed=settings.seed)
+        with_unseen_rows(name, settings, given.data, given.rows)
         for name in stages.order[: given.stage + 1]
-    ]  # fmt: skip
+    ]
     base = load_base(settings.model, dtype=settings.dtype)
     before = look(base, earlier, tasks, settings)
     rows = [row_of("before", tasks, before, before)]
