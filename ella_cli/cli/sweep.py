@@ -22,9 +22,14 @@ def sweep(
         Path, typer.Option("--output-dir", "-o", help="The sweep's folder; made, or gone on with.")
     ],
     lambdas: Annotated[
-        str,
-        typer.Option("--lambda", help="λ to try, joined by commas; auto is one.", metavar="LIST"),
-    ] = "0,1e3,1e4,1e5,auto",
+        str | None,
+        typer.Option(
+            "--lambda",
+            help="λ to try, joined by commas; auto is one. By default 0, 1, 100 and auto; with "
+            "coordinates 0, 1e3, 1e4, 1e5 and auto; with olora 0, 0.05, 0.5 and 5.",
+            metavar="LIST",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Runs a λ, from --seed on.", min=1)] = 3,
     processes: Annotated[
         int, typer.Option("--processes", help="Workers at the same time on this machine.", min=1)
@@ -55,7 +60,9 @@ def sweep(
 
     [bold]Examples[/]
 
-      ella sweep --order 1 --data data --validation 100 --lambda 0,1e4,auto -o sweeps/o1
+      ella sweep --order 1 --data data --validation 100 --lambda 0,1,10,auto -o sweeps/o1
+
+      ella sweep --order 1 --data data --validation 100 --energy sum -o sweeps/o1-sum
 
       ella sweep --config run.yaml --validation 100 --processes 2 -o sweeps/mine
 

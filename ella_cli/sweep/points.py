@@ -55,11 +55,20 @@ class Point:
             ) from error
 
 
-def points_of(lambdas: str, seeds: int, base: RunSettings) -> tuple[Point, ...]:
+def usual_lambdas(base: RunSettings) -> str:
+    """λ worth trying where none are named: what is penalised decides their size."""
+    if base.method == "olora":
+        return "0,0.05,0.5,5"
+    curvature = base.energy == "curvature" or (base.energy is None and base.curvature_rows > 0)
+    # With curvature, auto is 10.
+    return "0,1,100,auto" if curvature else "0,1e3,1e4,1e5,auto"
+
+
+def points_of(lambdas: str | None, seeds: int, base: RunSettings) -> tuple[Point, ...]:
     """Every λ of the list with every seed; all λ of one seed come first.
 
     Args:
-        lambdas: such as "0,1e3,auto".
+        lambdas: such as "0,1e3,auto"; None for the usual ones.
         seeds: how many, from the settings' own seed on.
 
     Raises:
@@ -70,6 +79,7 @@ def points_of(lambdas: str, seeds: int, base: RunSettings) -> tuple[Point, ...]:
             f"{base.method} has no penalty, so there is no λ to sweep",
             hint="give --method ella or olora; λ = 0 is inclora",
         )
+    lambdas = usual_lambdas(base) if lambdas is None else lambdas
     asked = [_shortest(part.strip()) for part in lambdas.split(",") if part.strip()]
     if not asked:
         raise SettingsError("--lambda names no λ", hint="give such as 0,1e3,auto")

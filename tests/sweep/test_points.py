@@ -50,3 +50,20 @@ def test_one_sweep_has_one_name_wherever_its_data_and_device_are() -> None:
 
 def test_numbers_go_by_size_and_words_last() -> None:
     assert lambda_order(["auto", "100000", "0", "1000"]) == ["0", "1000", "100000", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ["0", "1", "100", "auto"]),
+        ({"energy": "curvature"}, ["0", "1", "100", "auto"]),
+        ({"energy": "sum"}, ["0", "1000", "10000", "100000", "auto"]),
+        ({"curvature_rows": 0}, ["0", "1000", "10000", "100000", "auto"]),
+        ({"method": "olora"}, ["0", "0.05", "0.5", "5"]),
+    ],
+)
+def test_what_is_penalised_decides_the_usual_lambdas(
+    settings: dict[str, object], expected: list[str]
+) -> None:
+    points = points_of(None, 1, BASE.model_copy(update=settings))
+    assert [point.lam for point in points] == expected
