@@ -21,6 +21,8 @@ from ella_cli.sweep.points import Point
 
 def finished(path: Path) -> Finished:
     result = read_json(path)
+    if not result.get("lambdas"):
+        raise SystemExit(f"{path} is no result of `ella run`: it names no λ of its stages")
     # The first task meets no past, so it has no λ of its own.
     used = sorted(set(result["lambdas"][1:]))
     lam = f"{used[0]:g}" if len(used) == 1 else str(result["lambda"])

@@ -1,11 +1,11 @@
-"""One more task under several penalties: what the earlier tasks lose on rows held out of train.
+"""One more task under several penalties: what the earlier tasks lose on rows not trained on.
 
     python -m benchmarks.held_out RUN --data DATA --stage 2 --penalties sum:0 curvature:10 ...
 
 RUN is an `ella run` whose first `--stage` tasks are trained, with curvature. The task after them is
 trained anew for each `energy:λ`; then cross-entropy, divergence from the answers before, and greedy
-accuracy are measured on train rows of each that no stage was trained on. No test row is read. This
-is how the default strength was chosen (docs/results.md).
+accuracy are measured on train rows of each that its own stage was not trained on. No test row is
+read. This is how the default strength was chosen (docs/results.md).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Look = list[tuple[float, float, Tensor]]  # of each task: loss, accuracy, log-ch
 
 
 def look(base: Base, adapters: list[Adapter], tasks: list[Task], settings: RunSettings) -> Look:
-    """The model that the adapters add up to, on the held-out rows of every task."""
+    """The model that the adapters add up to, on fresh rows of every task."""
     past = Past.of(adapters)
     evaluation = EvaluateSettings(model=settings.model)
     found = []
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--stage", type=int, default=2, help="how many tasks are there already")
     parser.add_argument("--penalties", nargs="+", default=["sum:0", "curvature:10"])
-    parser.add_argument("--rows", type=int, default=60, help="held-out train rows a task")
+    parser.add_argument("--rows", type=int, default=60, help="fresh train rows a task")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/held-out.json"))
     given = parser.parse_args()
     stages = read_run_stages(given.run)

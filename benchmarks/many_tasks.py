@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import re
 from itertools import combinations
@@ -41,8 +42,9 @@ def make(data: Path, out: Path, count: int, seed: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "labels.json").write_text(json.dumps([one, other]))
         for split in ("train", "test"):
-            lines = (data / source / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-            chosen = [line for line in lines if json.loads(line)["label"] in (one, other)]
+            # Not splitlines, which also parts at U+2028 inside a text.
+            lines = (data / source / f"{split}.jsonl").read_text(encoding="utf-8").split("\n")
+            chosen = [line for line in lines if line and json.loads(line)["label"] in (one, other)]
             (folder / f"{split}.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
         names.append(str(folder.resolve()))
     (out / "order.txt").write_text(",".join(names))
@@ -50,11 +52,12 @@ def make(data: Path, out: Path, count: int, seed: int) -> None:
 
 
 def parts_of(run: Path) -> list[dict[str, Any]]:
-    """The order in ten parts of consecutive tasks, with the means of each."""
+    """The order in at most ten parts of consecutive tasks, with the means of each."""
     results = read_json(run / "results.json")
-    manifests = [read_json(path) for path in sorted((run / "stages").glob("*/ella.json"))]
+    manifests = [read_json(path) for path in (run / "stages").glob("*/ella.json")]
+    manifests.sort(key=lambda manifest: manifest["order_index"])
     learned = [results["matrix"][i][i] for i in range(len(manifests))]
-    size = max(1, len(manifests) // _PARTS)
+    size = math.ceil(len(manifests) / _PARTS)
     return [
         {
             "tasks": f"{first + 1} to {min(first + size, len(manifests))}",

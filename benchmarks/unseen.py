@@ -1,4 +1,4 @@
-"""Train rows that a run did not train on: no test row is looked at, and no task has seen them."""
+"""Train rows that a task's own stage did not train on: fresh rows, and no test row is looked at."""
 
 from __future__ import annotations
 

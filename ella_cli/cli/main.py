@@ -33,9 +33,9 @@ from ella_cli.cli.tasks import tasks
 from ella_cli.cli.train import train
 from ella_cli.errors import EllaError
 
-# What typer raises for a command line that it cannot read; it names only this subclass of it.
-_UsageError: type[Exception] = next(
-    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"
+# What typer raises for a command line that it cannot use; it names only a subclass of it.
+_CommandLineError: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
 
 app = typer.Typer(
@@ -85,8 +85,11 @@ def main() -> None:
     except EllaError as error:
         _say(error.message, error.hint)
         sys.exit(error.exit_code)
-    except _UsageError as error:
-        sys.exit(_explain_usage(error))
+    except _CommandLineError as error:
+        sys.exit(_explain_command_line(error))
+    except typer.Abort:
+        _say("aborted", None)
+        sys.exit(1)
     # Without its own mode typer gives a command's exit code back; Ctrl-C is 130.
     code = done if isinstance(done, int) else 0
     if code == 130:
@@ -97,15 +100,17 @@ def main() -> None:
     sys.exit(code)
 
 
-def _explain_usage(error: Any) -> int:
+def _explain_command_line(error: Any) -> int:
     """What typer has against a command line, in the two lines of every other error."""
     message = error.format_message()
-    if not message or error.ctx is None:
+    if message:
+        what = message[0].lower() + message[1:].replace("Value error, ", "")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else app.info.name
+        _say(what, f"`{command} --help` lists what it takes, with examples")
+    else:
         # Not a mistake: a command that shows its help when it is given nothing.
         error.show()
-    else:
-        what = message[0].lower() + message[1:].replace("Value error, ", "")
-        _say(what, f"`{error.ctx.command_path} --help` lists what it takes, with examples")
     return int(error.exit_code)
 
 

@@ -110,15 +110,14 @@ def past_of_run(folder: Path, file: Path) -> Past:
     """
     past = read_past(file)
     adapters = summed_adapters(folder, past)
-    changed = any(task.shrink is not None for task in past.tasks)
-    if len(adapters) < len(past.tasks) or not adapters or changed:
+    if len(adapters) < len(past.tasks) or not adapters:
         return past
     kind = past.record.energy
     return Past.of(adapters, energy=kind.kind, last=kind.last, decay=kind.decay)
 
 
 def summed_adapters(folder: Path, past: Past) -> list[Adapter]:
-    """Those of a run's adapters that the past holds, in its order.
+    """Those of a run's adapters that the past holds as they are, in its order.
 
     Raises:
         AdapterError: a stage is damaged.
@@ -127,4 +126,6 @@ def summed_adapters(folder: Path, past: Past) -> list[Adapter]:
         return []
     found = [adapter for adapter in read_run_stages(folder).adapters if adapter is not None]
     known = {adapter.digest: adapter for adapter in found}
-    return [known[task.digest] for task in past.tasks if task.digest in known]
+    return [
+        known[task.digest] for task in past.tasks if task.digest in known and task.shrink is None
+    ]

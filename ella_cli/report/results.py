@@ -77,8 +77,15 @@ class RunResults:
         """The method with its energy and λ, as a heading or a legend names it."""
         energy = self.document.get("energy")
         name = self.method if energy in (None, "sum") else f"{self.method} {energy}"
+        for part in ("last", "decay"):
+            if self.document.get(part) is not None:
+                name += f" {part} {self.document[part]:g}"
         if self.document.get("lambda") == "auto":
+            # The first task meets no past, so it has no λ of its own.
+            used = set(_numbers(self.document.get("lambdas"))[1:])
             rho = _number(self.document.get("rho"))
+            if len(used) == 1:
+                return f"{name} λ={used.pop():g} (auto)"
             return f"{name} λ=auto" + (f" ρ={rho:g}" if rho not in (None, 3.0) else "")
         if self.lam is None or self.lam == 0:
             return name
@@ -122,9 +129,10 @@ def read_run(folder: Path) -> RunResults:
 
 
 def read_stages(folder: Path) -> tuple[Stage, ...]:
-    """The stages whose manifest is there, in the order of their folders' names."""
-    manifests = sorted((folder / STAGES).glob(f"*/{MANIFEST}"))
-    return tuple(_stage(path) for path in manifests)
+    """The stages whose manifest is there, in their order."""
+    stages = [_stage(path) for path in sorted((folder / STAGES).glob(f"*/{MANIFEST}"))]
+    # By number, not by name: "100-..." is not between 10 and 11.
+    return tuple(sorted(stages, key=lambda stage: int(stage.manifest.get("order_index", 0))))
 
 
 def _stage(path: Path) -> Stage:
@@ -189,6 +197,11 @@ def _decode_words(decode: object) -> str:
 def _mapping(value: object) -> Mapping[str, Any]:
     """What should be a JSON object, or an empty one: a part that is missing is only not shown."""
     return value if isinstance(value, dict) else {}
+
+
+def _numbers(value: object) -> list[float]:
+    found = value if isinstance(value, list) else []
+    return [number for one in found if (number := _number(one)) is not None]
 
 
 def _number(value: object) -> float | None:

@@ -82,12 +82,13 @@ def evaluate_adapters(
         folder: gets scores/ and results.json.
 
     Raises:
-        SettingsError: more adapters than tasks.
+        SettingsError: more adapters than tasks, or `folder` is a run's.
         AdapterError: a folder is no adapter.
         ModelError, ShapeError: an adapter was made on another base model.
     """
     tasks = load_tasks(resolve_order(order), evaluation, progress)
     adapters = [read_adapter(one) for one in folders]
+    _refuse_run(folder)
     if len(adapters) > len(tasks):
         raise SettingsError(
             f"{len(adapters)} adapters for the {len(tasks)} tasks of order {order}",
@@ -126,12 +127,23 @@ def evaluate_past(
 ) -> dict[str, Any]:
     """Scores the base plus the sum in a past file on the tasks of `order`: the last row alone.
 
+    Args:
+        folder: gets scores/ and results.json.
+
     Raises:
+        SettingsError: `folder` is a run's.
         PastError: the file is none or damaged.
         ModelError, ShapeError: it was made on another base model.
     """
     past = read_past(file)
+    _refuse_run(folder)
     tasks = load_tasks(resolve_order(order), evaluation, progress)
+    asked, held = [task.spec.name for task in tasks], [task.name for task in past.tasks]
+    if asked != held:
+        progress.warn(
+            f"{file} holds {', '.join(held)}; the scores are of {', '.join(asked)}, and OA is "
+            "their mean"
+        )
     base = base_once(evaluation, progress)
     base().check_ground(str(file), past.base.fingerprint)
     fold = Fold(base().model)
@@ -142,8 +154,16 @@ def evaluate_past(
     stages = [Stage("past", past=past)]
     grid = evaluate_grid(base, None, stages, tasks, evaluation, run.scores, progress=progress)
     rows = [*empty_rows(len(tasks) - 1, len(tasks)), *grid]
-    facts = {"method": "past", "past": {"file": str(file), "digest": past.digest}}
+    facts = {"method": "past", "past": {"file": str(file), "digest": past.digest, "tasks": held}}
     facts |= evaluation_facts(evaluation, base().fingerprint)
     document = results_document(tasks, rows, None, None, facts | _UNKNOWN)
     write_results(run, document)
     return document
+
+
+def _refuse_run(folder: Path) -> None:
+    if RunFolder(folder).record.is_file():
+        raise SettingsError(
+            f"{folder} is a run, whose own results would be lost",
+            hint="give another --output-dir",
+        )

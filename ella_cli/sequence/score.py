@@ -105,12 +105,20 @@ def _facts(
         "lambda": asked if method.penalty else 0.0,
         # What it was for each stage: found anew for each with `auto`.
         "lambdas": [(adapter.manifest or {}).get("lambda") for adapter in adapters],
-        "rho": settings.rho if asked == "auto" else None,
+        "rho": _rho(adapters) if asked == "auto" else None,
         # What was protected; the past's own where none was asked for.
         "energy": _energy(settings, adapters),
+        "last": settings.last,
+        "decay": settings.decay,
         "seed": settings.seed,
         **evaluation_facts(evaluation, fingerprint),
     }
+
+
+def _rho(adapters: Sequence[Adapter]) -> float | None:
+    """What `auto` took; a first task asks for none."""
+    found = (((adapter.manifest or {}).get("strength") or {}).get("rho") for adapter in adapters)
+    return next((rho for rho in found if rho is not None), None)
 
 
 def _energy(settings: RunSettings, adapters: Sequence[Adapter]) -> str | None:

@@ -101,19 +101,20 @@ def _second_of_two(
     return past, train_task(base, second, chosen, folder / "2")
 
 
+@pytest.mark.parametrize(("rho", "expected"), [(None, 3.0), (2.0, 2.0)])
 def test_another_scale_of_lora_meets_the_same_strength(
-    tiny_llama: Path, two_tasks: list[Task], tmp_path: Path
+    tiny_llama: Path, two_tasks: list[Task], tmp_path: Path, rho: float | None, expected: float
 ) -> None:
     """The same first update, written with alpha 16 or 64: λ · penalty of a repeat is ρ · CE₀."""
     base = load_base(str(tiny_llama), dtype="float32", device="cpu")
     for alpha in (16, 64):
         past, manifest = _second_of_two(
-            base, two_tasks, tmp_path / str(alpha), lora_alpha=alpha, rho=2.0, energy="sum"
+            base, two_tasks, tmp_path / str(alpha), lora_alpha=alpha, rho=rho, energy="sum"
         )
         strength = manifest["strength"]
         assert manifest["lambda"] == strength["lam"] > 0
         cost = reference_cost(past, past.names)
-        assert strength["lam"] * cost == pytest.approx(2.0 * strength["first_loss"], rel=1e-4)
+        assert strength["lam"] * cost == pytest.approx(expected * strength["first_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(("rho", "expected"), [(None, 10.0), (2.5, 2.5)])
@@ -123,6 +124,4 @@ def test_with_curvature_the_strength_is_lambda_itself(
     base = load_base(str(tiny_llama), dtype="float32", device="cpu")
     _, manifest = _second_of_two(base, two_tasks, tmp_path, rho=rho, energy="curvature")
     assert manifest["lambda"] == manifest["strength"]["rho"] == expected
-    penalty, weighted = (manifest["curves"][key][-1] for key in ("penalty", "weighted_penalty"))
-    assert weighted == pytest.approx(expected * penalty, rel=1e-6)
-    assert penalty > 0
+    assert manifest["curves"]["penalty"][-1] > 0
