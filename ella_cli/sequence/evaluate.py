@@ -135,8 +135,8 @@ def evaluate_past(
         PastError: the file is none or damaged.
         ModelError, ShapeError: it was made on another base model.
     """
-    past = read_past(file)
     _refuse_run(folder)
+    past = read_past(file)
     tasks = load_tasks(resolve_order(order), evaluation, progress)
     asked, held = [task.spec.name for task in tasks], [task.name for task in past.tasks]
     if asked != held:

@@ -23,6 +23,33 @@ def test_a_run_is_read_with_its_stages_in_order(write_run: WriteRun) -> None:
     assert run.label == "ella λ=10000"
 
 
+@pytest.mark.parametrize(
+    ("found", "label"),
+    [
+        # Found anew for each task, and what curvature takes for all of them.
+        ({"lambdas": [0.0, 9.7, 3.8], "rho": 3.0}, "ella λ=auto"),
+        ({"lambdas": [0.0, 9.7, 3.8], "rho": 5.0}, "ella λ=auto ρ=5"),
+        ({"lambdas": [0.0, 10.0, 10.0], "energy": "curvature"}, "ella curvature λ=10 (auto)"),
+        ({"lambdas": [0.0, 7.0], "energy": "abs", "last": 1, "decay": 0.5},
+         "ella abs last 1 decay 0.5 λ=7 (auto)"),
+    ],
+)  # fmt: skip
+def test_the_label_tells_what_auto_found(
+    write_run: WriteRun, found: dict[str, object], label: str
+) -> None:
+    assert read_run(write_run(**{"lambda": "auto", **found})).label == label
+
+
+def test_the_hundredth_stage_is_not_the_eleventh(write_run: WriteRun) -> None:
+    folder = write_run()
+    stages = folder / "stages"
+    path = stages / "01-dbpedia"
+    manifest = json.loads((path / "ella.json").read_text())
+    (path / "ella.json").write_text(json.dumps(manifest | {"order_index": 99}))
+    path.rename(stages / "100-dbpedia")
+    assert [stage.task for stage in read_run(folder).stages] == [*ORDER[1:], "dbpedia"]
+
+
 def test_the_results_file_may_be_named_instead_of_its_folder(write_run: WriteRun) -> None:
     folder = write_run()
     assert read_run(folder / "results.json").path == folder

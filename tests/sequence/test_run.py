@@ -56,6 +56,16 @@ def test_a_file_that_is_no_past_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "scores").exists()
 
 
+def test_the_results_of_a_run_are_not_written_over(tmp_path: Path) -> None:
+    folder = _adapter(tmp_path, "a").path
+    run = RunFolder(tmp_path / "run")
+    run.claim(RunSettings(order="demo-mood", model="./nowhere"), ["demo-mood"], "ella run", {})
+    with pytest.raises(SettingsError, match="is a run, whose own results would be lost"):
+        evaluate_adapters([folder], "demo-mood", NOWHERE, run.path)
+    with pytest.raises(SettingsError, match="is a run, whose own results would be lost"):
+        evaluate_past(tmp_path / "any.safetensors", "demo-mood", NOWHERE, run.path)
+
+
 def test_a_run_is_scored_on_its_own_order_only(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"holds no run\.json"):
         evaluate_run(tmp_path, NOWHERE)
