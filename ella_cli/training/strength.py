@@ -29,8 +29,8 @@ from ella_cli.model.base import Base
 from ella_cli.past import Past
 from ella_cli.training.methods import METHODS
 
-# An optimiser finds what the measured rows did not see: with the penalty on, a past task loses 6 to
-# 20 times what is predicted (docs/results.md). So a predicted nat counts as ten.
+# An optimiser finds what the measured rows did not see: with the penalty on, answers move 5 to 40
+# times as far as predicted (docs/results.md). So a predicted nat counts as ten.
 RHO_OF_CURVATURE = 10.0
 RHO_OF_COORDINATES = 3.0
 _ROWS = 32
