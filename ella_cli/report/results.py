@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ella_cli.accuracy import AccuracyMatrix
+from ella_cli.config import RHO_OF_COORDINATES
 from ella_cli.errors import StorageError
 from ella_cli.files import read_json
 
@@ -86,7 +87,9 @@ class RunResults:
             rho = _number(self.document.get("rho"))
             if len(used) == 1:
                 return f"{name} λ={used.pop():g} (auto)"
-            return f"{name} λ=auto" + (f" ρ={rho:g}" if rho not in (None, 3.0) else "")
+            return f"{name} λ=auto" + (
+                f" ρ={rho:g}" if rho not in (None, RHO_OF_COORDINATES) else ""
+            )
         if self.lam is None or self.lam == 0:
             return name
         return f"{name} λ={self.lam:g}"

@@ -1,4 +1,4 @@
-"""λ from a strength without units, so that one default serves any model, rank and scale.
+"""λ from a strength without units, so that a default means the same for any model, rank and scale.
 
 With curvature the penalty is a predicted rise of the past tasks' loss, in nats as the loss beside
 it, so λ says what a predicted nat counts, and is the strength itself: λ = ρ.
@@ -22,17 +22,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from ella_cli.config import TrainSettings
+from ella_cli.config import RHO_OF_COORDINATES, RHO_OF_CURVATURE, TrainSettings
 from ella_cli.errors import SettingsError
 from ella_cli.kernels import Factors
 from ella_cli.model.base import Base
 from ella_cli.past import Past
 from ella_cli.training.methods import METHODS
 
-# An optimiser finds what the measured rows did not see: with the penalty on, answers move 5 to 40
-# times as far as predicted (docs/results.md). So a predicted nat counts as ten.
-RHO_OF_CURVATURE = 10.0
-RHO_OF_COORDINATES = 3.0
 _ROWS = 32
 _BATCH = 8
 
