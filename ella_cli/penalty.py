@@ -21,7 +21,6 @@ from ella_cli.errors import PastError
 from ella_cli.kernels import (
     CurvaturePlan,
     Factors,
-    Kronecker,
     PenaltyPlan,
     plan_curvature,
     plan_penalty,
@@ -119,7 +118,7 @@ class CurvaturePenalty(Penalty):
             )
         pairs = zip(self.names, self._bs, strict=True)
         return plan_curvature(
-            [[_moved(term, b.device) for term in past.curvature(name)] for name, b in pairs],
+            [[term.to(b.device) for term in past.curvature(name)] for name, b in pairs],
             [past.shape(name) for name in self.names],
             scales,
             names=self.names,
@@ -130,7 +129,3 @@ def _on(operand: Tensor | Factors, device: torch.device) -> Tensor | Factors:
     if isinstance(operand, Factors):
         return Factors(operand.p.to(device), operand.q.to(device))
     return operand.to(device)
-
-
-def _moved(term: Kronecker, device: torch.device) -> Kronecker:
-    return Kronecker(term.u.to(device), term.v.to(device))

@@ -1,8 +1,9 @@
 """What a task's answers depend on, kept beside its adapter: `curvature.safetensors`.
 
-Per adapted module two factors, `<module>.U` (M, K) and `<module>.V` (N, K'), with G = U Uᵀ and
-C = V Vᵀ; ½ tr(ΔWᵀ G ΔW C), summed over modules, is the expected rise of that task's loss in nats
-per answer token when ΔW is added to the weights. docs/file-formats.md specifies the file.
+Per adapted module two factors, `<module>.U` (M, K) and `<module>.V` (N, K'), and two floors in the
+record, with G = U Uᵀ + γ I and C = V Vᵀ + κ I; ½ tr(ΔWᵀ G ΔW C), summed over modules, is the
+expected rise of that task's loss in nats per answer token when ΔW is added to the weights.
+docs/file-formats.md specifies the file.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from ella_cli.adapter.adapter import Adapter, layers_in_order
+from ella_cli.adapter.curvature_record import (
+    METADATA_KEY,
+    RECORD,
+    VERSION,
+    CurvatureRecord,
+    factors_digest,
+    read_record,
+)
 from ella_cli.adapter.tensor_file import FLOATS, TensorFile, bytes_of, dtype_name
 from ella_cli.adapter.tensor_header import Entry
 from ella_cli.adapter.tensor_writer import TensorFileWriter
@@ -28,42 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CURVATURE = "curvature.safetensors"
-METADATA_KEY = "ella_curvature"
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class CurvatureRecord:
-    """Where a curvature comes from.
-
-    Attributes:
-        adapter: digest of the adapter whose task it is.
-        task: its name.
-        model, fingerprint: the base model; `past`, what was folded into it beside the adapter.
-        data: fingerprint of the task's rows.
-        rows, tokens: training rows looked at, and their answer tokens.
-        seed: of the sampled answers.
-        coherence: by which G was multiplied, since modules act together.
-        dropped: module -> shares of the traces of G and of C that truncation cut off.
-        digest: over all factors, as `factors_digest` makes it.
-    """
-
-    adapter: str
-    task: str
-    model: str = ""
-    fingerprint: str = ""
-    past: str = ""
-    data: str = ""
-    rows: int = 0
-    tokens: int = 0
-    seed: int = 0
-    coherence: float = 1.0
-    dropped: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    digest: str = ""
-    version: int = VERSION
-
-
-RECORD = TypeAdapter(CurvatureRecord)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,20 +72,37 @@ class Curvature:
         return self.file.read(key)[:, : self.rank].contiguous()
 
     def truncated(self, rank: int) -> Curvature:
-        """The same with at most `rank` columns of each factor; its record says what is lost.
+        """The same with at most `rank` columns of each factor.
+
+        What the others held is spread evenly, so that the traces stay; the record says how much.
 
         Raises:
             AdapterError: it is damaged.
         """
-        _ = self.verified
-        less = replace(self, rank=rank)
-        dropped = {}
+        dropped, floors = {}, {}
         for name, pair in self.keys.items():
-            before = self.record.dropped.get(name, (0.0, 0.0))
-            shares = (_lost(self.factor(key), rank) for key in pair)
-            u, v = (1 - (1 - old) * (1 - new) for old, new in zip(before, shares, strict=True))
-            dropped[name] = (u, v)
-        return replace(less, record=replace(self.record, dropped=dropped, digest=_digest(less)))
+            g, c = (tail[min(rank, len(tail) - 1)] for tail in self.tails(name))
+            dropped[name] = (g, c)
+            u, v = (_each_past(self.factor(key), rank) for key in pair)
+            gamma, kappa = self.record.floors_of(name)
+            floors[name] = (gamma + u, kappa + v)
+        record = replace(self.record, dropped=dropped, floors=floors, version=VERSION)
+        less = replace(self, rank=rank, record=record)
+        return replace(less, record=replace(record, digest=_digest(less)))
+
+    def tails(self, name: str) -> tuple[list[float], list[float]]:
+        """Of G and of C: the share of the trace past 0, 1, 2, … columns, cut off ones included.
+
+        Raises:
+            AdapterError: the file is damaged.
+        """
+        _ = self.verified
+        before = self.record.dropped.get(name, (0.0, 0.0))
+        g, c = (
+            [1 - (1 - old) * (1 - share) for share in _shares_past(self.factor(key))]
+            for old, key in zip(before, self.keys[name], strict=True)
+        )
+        return g, c
 
     def shape(self, name: str) -> tuple[int, int]:
         """(M, N) of the updates it judges."""
@@ -129,7 +117,9 @@ class Curvature:
         """
         _ = self.verified
         u, v = self.keys[name]
-        return Kronecker(self.factor(u).float(), self.factor(v).float())
+        return Kronecker(
+            self.factor(u).float(), self.factor(v).float(), *self.record.floors_of(name)
+        )
 
     @cached_property
     def verified(self) -> bool:
@@ -169,9 +159,17 @@ def write_curvature(
     for name in sorted(modules, key=layers_in_order):
         tensors[f"{name}.U"] = modules[name].u.to(torch.bfloat16).contiguous()
         tensors[f"{name}.V"] = modules[name].v.to(torch.bfloat16).contiguous()
+    floors = {
+        name: (one.u_floor, one.v_floor)
+        for name, one in modules.items()
+        if one.u_floor or one.v_floor
+    }
     layout = {key: Entry(dtype_name(t), tuple(t.shape)) for key, t in tensors.items()}
     sums = [(key, hashlib.sha256(bytes_of(t)).hexdigest()) for key, t in tensors.items()]
-    record = replace(record, digest=_joined(sums, layout))
+    version = max(record.version, VERSION) if floors else record.version
+    record = replace(
+        record, floors=floors, version=version, digest=factors_digest(sums, layout, floors)
+    )
     metadata = {"format": "pt", METADATA_KEY: RECORD.dump_json(record).decode()}
     with (
         replacing(folder / CURVATURE) as temporary,
@@ -199,7 +197,7 @@ def read_curvature(adapter: Adapter) -> Curvature | None:
     if not path.is_file():
         return None
     file = TensorFile.open(path, AdapterError)
-    record = _record(file.metadata.get(METADATA_KEY), path)
+    record = read_record(file.metadata.get(METADATA_KEY), path)
     if record.adapter != adapter.digest:
         raise AdapterError(
             f"{path} was measured for another adapter than the one beside it",
@@ -242,27 +240,17 @@ def curvature_keys(
     return found
 
 
-def _record(text: str | None, path: Path) -> CurvatureRecord:
-    try:
-        record = RECORD.validate_json(text or "")
-    except ValidationError as error:
-        raise AdapterError(
-            f"{path} has no sound record {METADATA_KEY} in its header",
-            hint="make it again with `ella measure`, or take the file away",
-        ) from error
-    if record.version != VERSION:
-        raise AdapterError(
-            f"{path} is a curvature of version {record.version}; this ella reads {VERSION}",
-            hint="update ella",
-        )
-    return record
+def _shares_past(factor: Tensor) -> list[float]:
+    """Of tr(U Uᵀ), U (M, K): what the columns past 0, 1, …, K hold; zeros where there is none."""
+    columns = factor.double().square().sum(0)
+    rest = columns.flip(0).cumsum(0).flip(0)  # of each column and all after it
+    whole = float(rest[0])
+    return [*(rest / whole if whole > 0 else rest).tolist(), 0.0]
 
 
-def _lost(factor: Tensor, rank: int) -> float:
-    """Share of tr(U Uᵀ) in the columns past `rank`."""
-    squares = factor.double().square()
-    whole = float(squares.sum())
-    return float(squares[:, rank:].sum()) / whole if whole > 0 else 0.0
+def _each_past(factor: Tensor, rank: int) -> float:
+    """What the columns past `rank` hold of tr(U Uᵀ), spread over its rows."""
+    return float(factor[:, rank:].double().square().sum()) / len(factor)
 
 
 def _digest(curvature: Curvature) -> str:
@@ -272,13 +260,5 @@ def _digest(curvature: Curvature) -> str:
         (name, hashlib.sha256(bytes_of(curvature.factor(key))).hexdigest())
         for name, key in plain.items()
     ]
-    return _joined(sums, {name: curvature.entry(key) for name, key in plain.items()})
-
-
-def _joined(sums: list[tuple[str, str]], entries: Mapping[str, Entry]) -> str:
-    """SHA-256 over one line a factor: name, dtype, shape, SHA-256 of its bytes."""
-    digest = hashlib.sha256()
-    for key, checksum in sums:
-        entry = entries[key]
-        digest.update(f"{key} {entry.dtype} {list(entry.shape)} {checksum}\n".encode())
-    return digest.hexdigest()
+    entries = {name: curvature.entry(key) for name, key in plain.items()}
+    return factors_digest(sums, entries, curvature.record.floors)

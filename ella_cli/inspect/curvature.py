@@ -164,9 +164,11 @@ def curvatures_of_tasks(past: Past) -> tuple[TaskCurvature, ...]:
 
 def rise(update: Update, term: Kronecker) -> float:
     """½ tr(ΔWᵀ G ΔW C) of one module, in f64."""
-    u, v = term.u.double(), term.v.double()
-    product = (u.T @ update.b.double()) @ (update.a.double() @ v)  # (K_G, K_C)
-    return 0.5 * update.scale**2 * float(product.square().sum())
+    b, a = update.b.double(), update.a.double()
+    ub, av = term.u.double().T @ b, a @ term.v.double()
+    s = ub.T @ ub + term.u_floor * b.T @ b  # (R, R)
+    h = av @ av.T + term.v_floor * a @ a.T
+    return 0.5 * update.scale**2 * float((s * h).sum())
 
 
 def _parts(update: Adapter, curvature: Curvature) -> list[ModuleRise]:
@@ -184,7 +186,7 @@ def _rise(task: str, curvature: Curvature, adapter: Adapter) -> Rise:
     for part in modules:
         term = curvature.kronecker(part.name)
         rows, columns = adapter.shape(part.name)
-        mean = _trace(term.u) * _trace(term.v) / (rows * columns)
+        mean = term.trace / (rows * columns)
         random += 0.5 * adapter.update(part.name).norm ** 2 * mean
     total = math.fsum(one.nats for one in modules)
     rows_measured = curvature.record.rows
@@ -197,7 +199,7 @@ def _task(task: str, curvature: Curvature) -> TaskCurvature:
     traces, ranks = {}, {}
     for name in curvature.names:
         term = curvature.kronecker(name)
-        traces[name] = _trace(term.u) * _trace(term.v)
+        traces[name] = term.trace
         ranks[name] = (_effective_rank(term.u), _effective_rank(term.v))
     total = math.fsum(traces.values())
     modules = []
@@ -207,10 +209,6 @@ def _task(task: str, curvature: Curvature) -> TaskCurvature:
         modules.append(ModuleCurvature(name, share, *ranks[name], *dropped))
     record = curvature.record
     return TaskCurvature(task, total, record.coherence, record.rows, tuple(modules))
-
-
-def _trace(factor: Tensor) -> float:
-    return float(factor.double().square().sum())
 
 
 def _effective_rank(factor: Tensor) -> float:

@@ -1,13 +1,14 @@
 """½ tr(ΔWᵀ G ΔW C) of LoRA updates against a sum of Kronecker-factored curvatures.
 
-    loss = ½ Σ_t ‖U_tᵀ ΔW V_t‖²_F = ½ s² Σ_t ⟨S_t, H_t⟩,    ΔW = s · B A
-    S_t = (U_tᵀB)ᵀ(U_tᵀB) = Bᵀ G_t B,    H_t = (A V_t)(A V_t)ᵀ = A C_t Aᵀ,    both (R, R)
-    ∂/∂B = s² Σ_t U_t (U_tᵀB) H_t         ∂/∂A = s² Σ_t S_t (A V_t) V_tᵀ
+    loss = ½ Σ_t tr(ΔWᵀ G_t ΔW C_t) = ½ s² Σ_t ⟨S_t, H_t⟩,    ΔW = s · B A
+    S_t = Bᵀ G_t B = (U_tᵀB)ᵀ(U_tᵀB) + γ_t BᵀB,    H_t = A C_t Aᵀ = (A V_t)(A V_t)ᵀ + κ_t A Aᵀ
+    ∂/∂B = s² Σ_t (U_t (U_tᵀB) + γ_t B) H_t         ∂/∂A = s² Σ_t S_t ((A V_t) V_tᵀ + κ_t A)
 
-with G_t = U_t U_tᵀ (M, M) and C_t = V_t V_tᵀ (N, N) of one past task each. ΔW is never built, and a
-sum over tasks stays a sum of Kronecker products, which no single product equals. Each U and V is
-read twice: about 8 K R (M + N) flops a module for K columns in all, and no memory but (K, R) and
-(R, K). Modules of equal shape are one batched product; its tasks are padded to the most columns.
+with G_t = U_t U_tᵀ + γ_t I (M, M) and C_t = V_t V_tᵀ + κ_t I (N, N) of one past task each; S and H
+are (R, R). ΔW is never built, and a sum over tasks stays a sum of Kronecker products, which no
+single product equals. Each U and V is read twice: about 8 K R (M + N) flops a module for K columns
+in all, and no memory but (K, R) and (R, K); the floors γ and κ cost R² (M + N) once. Modules of
+equal shape are one batched product; its tasks are padded to the most columns.
 
 Source: Martens & Grosse 2015 (Kronecker-factored curvature), Ritter et al. 2018 (in continual
 learning); docs/method.md derives the form for LoRA.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ from ella_cli.kernels.planned import Planned, check_count, check_finite
 
 @dataclass(frozen=True, eq=False)
 class Kronecker:
-    """G ⊗ C of one task and module, through G = U Uᵀ and C = V Vᵀ.
+    """G ⊗ C of one task and module: G = U Uᵀ + u_floor · I, C = V Vᵀ + v_floor · I.
 
     Raises:
         ShapeError: U or V is no float matrix, or they lie on different devices.
@@ -38,6 +39,8 @@ class Kronecker:
 
     u: Tensor  # (M, K_G)
     v: Tensor  # (N, K_C)
+    u_floor: float = 0.0
+    v_floor: float = 0.0
 
     def __post_init__(self) -> None:
         for letter, factor in (("U", self.u), ("V", self.v)):
@@ -56,6 +59,20 @@ class Kronecker:
         """(M, N) of the updates it judges."""
         return self.u.shape[0], self.v.shape[0]
 
+    @property
+    def trace(self) -> float:
+        """The product tr G · tr C."""
+        pairs = ((self.u, self.u_floor), (self.v, self.v_floor))
+        g, c = (float(f.double().square().sum()) + floor * f.shape[0] for f, floor in pairs)
+        return g * c
+
+    def times(self, weight: float) -> Kronecker:
+        """G ⊗ C times a weight of at least 0."""
+        return replace(self, u=self.u * weight**0.5, u_floor=self.u_floor * weight)
+
+    def to(self, device: torch.device) -> Kronecker:
+        return replace(self, u=self.u.to(device), v=self.v.to(device))
+
 
 class _Batch(NamedTuple):
     """Modules of equal shape, stacked."""
@@ -64,11 +81,13 @@ class _Batch(NamedTuple):
     u: Tensor  # (S, T · K_G, M): every task's Uᵀ, padded with zero rows
     v: Tensor  # (S, N, T · K_C): every task's V, padded with zero columns
     tasks: int
+    u_floors: Tensor  # (S, T)
+    v_floors: Tensor  # (S, T)
     scales: Tensor  # (S,)
 
 
 class CurvaturePlan:
-    """½ Σ_modules Σ_t ‖U_tᵀ ΔW V_t‖²_F; made by `plan_curvature`."""
+    """½ Σ_modules Σ_t tr(ΔWᵀ G_t ΔW C_t); made by `plan_curvature`."""
 
     def __init__(self, batches: Sequence[_Batch], names: Sequence[str], shapes: Shapes) -> None:
         self.names = tuple(names)
@@ -135,13 +154,18 @@ def _batch_terms(
     ub = torch.bmm(u, b).view(count, tasks, -1, rank)  # (S, T, K_G, R)
     av = torch.bmm(a, v).view(count, rank, tasks, -1).transpose(1, 2)  # (S, T, R, K_C)
     square = batch.scales.to(dtype).square()  # (S,)
-    s = ub.transpose(2, 3) @ ub  # (S, T, R, R)
-    h = av @ av.transpose(2, 3)  # (S, T, R, R)
+    u_floors, v_floors = (
+        floors.to(dtype)[..., None, None] for floors in (batch.u_floors, batch.v_floors)
+    )  # (S, T, 1, 1)
+    s = ub.transpose(2, 3) @ ub + u_floors * (b.mT @ b)[:, None]  # (S, T, R, R)
+    h = av @ av.transpose(2, 3) + v_floors * (a @ a.mT)[:, None]  # (S, T, R, R)
     values = 0.5 * square * (s * h).sum((1, 2, 3))
     by_u = (ub @ h).view(count, -1, rank)  # (S, T · K_G, R)
     by_v = (s @ av).transpose(1, 2).reshape(count, rank, -1)  # (S, R, T · K_C)
     factor = square[:, None, None]
-    return values, torch.bmm(u.mT, by_u) * factor, torch.bmm(by_v, v.mT) * factor
+    db = torch.bmm(u.mT, by_u) + b @ (u_floors * h).sum(1)
+    da = torch.bmm(by_v, v.mT) + (v_floors * s).sum(1) @ a
+    return values, db * factor, da * factor
 
 
 Shapes = Sequence[tuple[int, int]]
@@ -195,8 +219,16 @@ def _batch(
     wide_v = max(term.v.shape[1] for one in terms for term in one)
     u = torch.stack([torch.cat([_padded(t.u, wide_u) for t in one], dim=1).mT for one in terms])
     v = torch.stack([torch.cat([_padded(t.v, wide_v) for t in one], dim=1) for one in terms])
-    of_members = torch.tensor([scales[i] for i in members], device=u.device)  # (S,)
-    return _Batch(tuple(members), u.contiguous(), v, len(terms[0]), of_members)
+    u_floors, v_floors, of_members = (
+        torch.tensor(numbers, dtype=u.dtype, device=u.device)
+        for numbers in (
+            [[t.u_floor for t in one] for one in terms],
+            [[t.v_floor for t in one] for one in terms],
+            [scales[i] for i in members],
+        )
+    )
+    count = len(terms[0])
+    return _Batch(tuple(members), u.contiguous(), v, count, u_floors, v_floors, of_members)
 
 
 def _padded(factor: Tensor, width: int) -> Tensor:

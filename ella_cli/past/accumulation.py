@@ -218,15 +218,23 @@ def _energy(
 
 
 def _with_less_curvature(change: Change) -> Change:
-    """As many eigenvectors of each task as fit into the size of W_past as matrices."""
+    """As many eigenvectors of each as fit into the size of W_past as matrices, or as it needs."""
     fitted = fit_curvatures(change.curvatures, change.dense_bytes)
     if fitted == change.curvatures:
         return change
-    shares = [share for one in fitted for pair in one.record.dropped.values() for share in pair]
+    factors = [
+        (one.entry(key).shape[1], share)
+        for one in fitted
+        for name, pair in one.keys.items()
+        for key, share in zip(pair, one.record.dropped.get(name, (0.0, 0.0)), strict=True)
+    ]
+    ranks, shares = zip(*factors, strict=True)
+    size = sum(one.nbytes for one in fitted)
     note = (
-        f"curvature of {len(fitted)} tasks: {fitted[0].rank} eigenvectors a factor, so that it "
-        f"takes no more than W_past as matrices ({_size(change.dense_bytes)}); of the traces, "
-        f"{statistics.fmean(shares):.2%} in the mean and at most {max(shares):.1%} is dropped"
+        f"curvature of {len(fitted)} tasks, cut to {min(ranks)} to {max(ranks)} eigenvectors a "
+        f"factor: {_size(size)}, beside {_size(change.dense_bytes)} of W_past as matrices; of the "
+        f"traces {statistics.fmean(shares):.1%} in the mean and at most {max(shares):.1%} is left "
+        "to no direction"
     )
     return dataclasses.replace(change, curvatures=fitted, notes=(*change.notes, note))
 

@@ -166,8 +166,7 @@ class Past:
         for one in self.curvatures:
             weight = weights.get(one.record.adapter, 0.0)
             if weight and name in one.keys:
-                term = one.kronecker(name)
-                terms.append(Kronecker(term.u * weight**0.5, term.v))
+                terms.append(one.kronecker(name).times(weight))
         return terms
 
     def verify(self) -> None:

@@ -12,15 +12,16 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ella_cli.adapter import Layer
-from ella_cli.adapter.curvature import CurvatureRecord
+from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.errors import PastError
 
 Store = Literal["factored", "dense"]
 Energy = Literal["sum", "abs", "rss", "curvature"]
 
 METADATA_KEY = "ella_past"
-# 2 is 1 with curvature: a reader of 1 would leave out what the file is told to protect.
-PLAIN_VERSION, VERSION = 1, 2
+# 2 is 1 with curvature, 3 is 2 with curvature that has floors: an earlier reader would leave out
+# what the file is told to protect.
+PLAIN_VERSION, CURVATURE_VERSION, VERSION = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,17 @@ class Record:
         if self.curvature:
             parts.append([[one.adapter, one.digest] for one in self.curvature])
         text = json.dumps(parts, separators=(",", ":"))
-        plain = not self.curvature and self.energy.kind != "curvature"
-        version = PLAIN_VERSION if plain else VERSION
-        return replace(self, version=version, digest=hashlib.sha256(text.encode()).hexdigest())
+        return replace(
+            self, version=self._least_version, digest=hashlib.sha256(text.encode()).hexdigest()
+        )
+
+    @property
+    def _least_version(self) -> int:
+        if any(one.floors for one in self.curvature):
+            return VERSION
+        if self.curvature or self.energy.kind == "curvature":
+            return CURVATURE_VERSION
+        return PLAIN_VERSION
 
     def metadata(self) -> dict[str, str]:
         text = _RECORD.dump_json(self, by_alias=True).decode()

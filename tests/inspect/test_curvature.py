@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ella_cli.adapter import Adapter, read_adapter
-from ella_cli.adapter.curvature import CurvatureRecord, write_curvature
+from ella_cli.adapter.curvature import read_curvature, write_curvature
+from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.inspect.curvature import (
     curvatures_of_tasks,
     predicted_rise,
@@ -42,11 +44,22 @@ def update(make_adapter: MakeAdapter) -> Adapter:  # noqa: F811
 
 def _factors(adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
     """G and C in f64, from the file by nothing of ours."""
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
-    tensors = load_file(adapter.path / "curvature.safetensors")
+    path = adapter.path / "curvature.safetensors"
+    tensors = load_file(path)
     u, v = tensors[f"{name}.U"].double(), tensors[f"{name}.V"].double()
-    return u @ u.T, v @ v.T
+    with safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()["ella_curvature"])
+    gamma, kappa = record["floors"].get(name, (0, 0))
+    return u @ u.T + gamma * torch.eye(len(u)), v @ v.T + kappa * torch.eye(len(v))
+
+
+def _term(adapter: Adapter, name: str) -> Kronecker:
+    curvature = read_curvature(adapter)
+    assert curvature is not None
+    return curvature.kronecker(name)
 
 
 def test_a_rise_is_the_quadratic_form_of_the_update(two: list[Adapter], update: Adapter) -> None:
@@ -90,8 +103,10 @@ def test_effective_ranks_and_shares_are_those_of_the_matrices(two: list[Adapter]
         for module in task.modules:
             g, c = _factors(adapter, module.name)
             traces[module.name] = float(g.trace() * c.trace())
-            for matrix, found in ((g, module.g_rank), (c, module.c_rank)):
-                values = torch.linalg.eigvalsh(matrix).clamp_min(1e-12)
+            term = _term(adapter, module.name)
+            for factor, found in ((term.u, module.g_rank), (term.v, module.c_rank)):
+                # Of what was measured: the floors are nobody's direction.
+                values = torch.linalg.eigvalsh((factor @ factor.T).double()).clamp_min(1e-12)
                 shares = values / values.sum()
                 entropy = -float((shares * shares.log()).sum())
                 assert found == pytest.approx(math.exp(entropy), rel=1e-3)

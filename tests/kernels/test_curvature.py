@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +21,13 @@ def _normal(*shape: int, seed: int) -> Tensor:
 
 def _terms(rows: int, columns: int, ranks: list[tuple[int, int]], seed: int) -> list[Kronecker]:
     return [
-        Kronecker(_normal(rows, ku, seed=seed + 2 * i), _normal(columns, kv, seed=seed + 2 * i + 1))
+        Kronecker(
+            _normal(rows, ku, seed=seed + 2 * i),
+            _normal(columns, kv, seed=seed + 2 * i + 1),
+            # The first term has no floors, so that both kinds are met.
+            u_floor=0.3 * i,
+            v_floor=0.7 * i,
+        )
         for i, (ku, kv) in enumerate(ranks)
     ]
 
@@ -32,6 +40,8 @@ def _truth(b: Tensor, a: Tensor, terms: list[Kronecker], scale: float) -> tuple[
     for term in terms:
         g = torch.einsum("mk,lk->ml", term.u.double(), term.u.double())
         c = torch.einsum("nk,lk->nl", term.v.double(), term.v.double())
+        g += term.u_floor * torch.eye(len(g))
+        c += term.v_floor * torch.eye(len(c))
         value = value + 0.5 * torch.einsum("mn,ml,lk,kn->", update, g, update, c)
     return value.detach(), *torch.autograd.grad(value, (b, a))
 
@@ -80,7 +90,9 @@ def test_modules_of_all_kinds_at_once_are_the_sum_of_each() -> None:
 
 
 def test_gradcheck_in_float64() -> None:
-    terms = [Kronecker(t.u.double(), t.v.double()) for t in _terms(6, 5, [(3, 2), (2, 4)], seed=5)]
+    terms = [
+        replace(t, u=t.u.double(), v=t.v.double()) for t in _terms(6, 5, [(3, 2), (2, 4)], seed=5)
+    ]
     plan = plan_curvature([terms], [(6, 5)], [1.5])
     b = _normal(6, 2, seed=1).double().requires_grad_()
     a = _normal(2, 5, seed=2).double().requires_grad_()

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ella_cli.adapter import read_adapter
-from ella_cli.adapter.curvature import CURVATURE, CurvatureRecord, read_curvature, write_curvature
+from ella_cli.adapter.curvature import CURVATURE, read_curvature, write_curvature
+from ella_cli.adapter.curvature_record import CurvatureRecord
+from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.errors import AdapterError, PastError
 from ella_cli.kernels import Kronecker
 from ella_cli.past import Past, accumulate, compact, read_past
@@ -31,8 +33,11 @@ def measured(folder: Path, seed: int, names: Sequence[str] = tuple(SHAPES)) -> P
         name: Kronecker(
             torch.randn(SHAPES[name][0], 4, generator=generator),
             torch.randn(SHAPES[name][1], 3, generator=generator),
+            # The first module has none, so that both kinds are met.
+            u_floor=0.2 * i,
+            v_floor=0.1 * i,
         )
-        for name in names
+        for i, name in enumerate(names)
     }
     adapter = read_adapter(folder)
     write_curvature(folder, modules, CurvatureRecord(adapter.digest, adapter.task, rows=8))
@@ -49,7 +54,9 @@ def product(terms: Sequence[Kronecker]) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for term in terms:
         u, v = term.u.double(), term.v.double()
-        total = total + torch.kron(u @ u.T, v @ v.T)
+        g = u @ u.T + term.u_floor * torch.eye(len(u))
+        c = v @ v.T + term.v_floor * torch.eye(len(v))
+        total = total + torch.kron(g, c)
     return total
 
 
@@ -69,7 +76,7 @@ def test_a_past_holds_the_curvature_of_every_task(
     past = read_past(path)
     past.verify()
     assert past.store == store
-    assert past.record.version == 2
+    assert past.record.version == 3
     assert past.unmeasured == ()
     for name in SHAPES:
         expected = product([of_adapter(folder, name) for folder in three])
@@ -162,6 +169,35 @@ def test_compaction_and_a_dense_copy_keep_the_curvatures(
 
 
 @pytest.mark.parametrize("place", ["adapter", "past"])
+def test_a_floor_changed_by_hand_is_noticed(place: str, three: list[Path], tmp_path: Path) -> None:
+    accumulate(three, tmp_path / "w")
+    path = three[0] / CURVATURE if place == "adapter" else tmp_path / "w"
+    data = path.read_bytes()
+    assert b"[0.2,0.1]" in data
+    # Of equal length, so that all else stays where it was.
+    path.write_bytes(data.replace(b"[0.2,0.1]", b"[0.3,0.1]"))
+    use = (
+        partial(accumulate, three, tmp_path / "other")
+        if place == "adapter"
+        else read_past(path).verify
+    )
+    with pytest.raises(AdapterError, match="does not match its digest"):
+        use()
+
+
+@pytest.mark.parametrize("floor", ["-0.2", "NaN", "1e999", "null"])
+def test_a_floor_that_is_none_is_refused(floor: str, three: list[Path], tmp_path: Path) -> None:
+    file = TensorFile.open(three[0] / CURVATURE, AdapterError)
+    text = file.metadata["ella_curvature"].replace("[0.2,0.1]", f"[{floor},0.1]")
+    assert text != file.metadata["ella_curvature"]
+    tensors = {name: file.read(name) for name in file.entries}
+    metadata = {"format": "pt", "ella_curvature": text}
+    save_file(tensors, three[0] / CURVATURE, metadata)
+    with pytest.raises(AdapterError, match="no sound record"):
+        accumulate(three, tmp_path / "w")
+
+
+@pytest.mark.parametrize("place", ["adapter", "past"])
 def test_one_flipped_bit_is_noticed(place: str, three: list[Path], tmp_path: Path) -> None:
     accumulate(three, tmp_path / "w")
     path = three[0] / CURVATURE if place == "adapter" else tmp_path / "w"
@@ -220,27 +256,30 @@ def test_tensors_of_no_curvature_are_refused(three: list[Path], tmp_path: Path) 
             read_past(tmp_path / "bad")
 
 
+ROOM = sum(4 * rows * columns for rows, columns in SHAPES.values())
+
+
+def falling(folder: Path, seed: int, ratio: float) -> Path:
+    """Eight columns a factor, each `ratio` of the one before, as eigenvectors fall off."""
+    adapter = read_adapter(folder)
+    generator = torch.Generator().manual_seed(seed)
+    fall = ratio ** torch.arange(8)
+    modules = {
+        name: Kronecker(
+            torch.randn(rows, 8, generator=generator) * fall,
+            torch.randn(columns, 8, generator=generator) * fall,
+        )
+        for name, (rows, columns) in SHAPES.items()
+    }
+    write_curvature(folder, modules, CurvatureRecord(adapter.digest, adapter.task))
+    return folder
+
+
 @pytest.mark.parametrize("store", STORES)
-def test_curvatures_never_take_more_than_the_matrices(
+def test_curvatures_that_fall_off_take_no_more_than_the_matrices(
     store: str, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
-    folders = []
-    for i in range(12):
-        folder = make_adapter(f"task{i}", i)
-        adapter = read_adapter(folder)
-        generator = torch.Generator().manual_seed(i)
-        # Columns fall off as eigenvalues do.
-        fall = 0.5 ** torch.arange(8)
-        modules = {
-            name: Kronecker(
-                torch.randn(rows, 8, generator=generator) * fall,
-                torch.randn(columns, 8, generator=generator) * fall,
-            )
-            for name, (rows, columns) in SHAPES.items()
-        }
-        write_curvature(folder, modules, CurvatureRecord(adapter.digest, adapter.task))
-        folders.append(folder)
-    room = sum(4 * rows * columns for rows, columns in SHAPES.values())
+    folders = [falling(make_adapter(f"task{i}", i), i, 0.2) for i in range(12)]
     path = tmp_path / "w"
     least: list[int] = []
     notes: tuple[str, ...] = ()
@@ -249,7 +288,7 @@ def test_curvatures_never_take_more_than_the_matrices(
         notes = done.notes
         past = read_past(path)
         past.verify()
-        assert sum(one.nbytes for one in past.curvatures) <= room
+        assert sum(one.nbytes for one in past.curvatures) <= ROOM
         assert len(past.curvatures) == i + 1
         widths = [one.entry(one.keys[Q][0]).shape[1] for one in past.curvatures]
         least.append(min(widths))
@@ -258,8 +297,8 @@ def test_curvatures_never_take_more_than_the_matrices(
     assert 1 <= least[-1] < 8
     # As many as there is room for, and the note says so.
     each = sum(2 * (rows + columns) for rows, columns in SHAPES.values())
-    assert each * 12 * (max(widths) + 1) > room
-    assert any(f"{max(widths)} eigenvectors a factor" in note for note in notes), notes
+    assert each * 12 * (max(widths) + 1) > ROOM
+    assert any(f"to {max(widths)} eigenvectors a factor" in note for note in notes), notes
     # What is left are the leading columns, and the record knows the share of the others.
     for folder, kept, width in zip(folders, past.curvatures, widths, strict=True):
         whole = read_curvature(read_adapter(folder))
@@ -269,12 +308,33 @@ def test_curvatures_never_take_more_than_the_matrices(
             less = kept.kronecker(name)
             assert torch.equal(less.u, u[:, :width])
             assert torch.equal(less.v, v[:, :width])
-            for share, factor in zip(kept.record.dropped[name], (u, v), strict=True):
-                gone = factor[:, width:].double().square().sum()
-                assert share == pytest.approx(float(gone / factor.double().square().sum()))
+            for share, floor, factor in zip(
+                kept.record.dropped[name], (less.u_floor, less.v_floor), (u, v), strict=True
+            ):
+                gone = float(factor[:, width:].double().square().sum())
+                assert share == pytest.approx(gone / float(factor.double().square().sum()))
+                # What was cut off is spread evenly.
+                assert floor == pytest.approx(gone / len(factor), rel=1e-6)
+            assert less.trace == pytest.approx(whole.kronecker(name).trace, rel=1e-6)
     # The adapters keep all of theirs: a past made anew of fewer tasks has them again.
     accumulate(folders[:2], tmp_path / "two", store=store)  # type: ignore[arg-type]
     assert read_past(tmp_path / "two").curvatures[0].entry(f"curvature/0/{Q}.U").shape[1] == 8
+
+
+@pytest.mark.parametrize(("ratio", "width"), [(1.0, 8), (0.5, 3)])
+def test_curvatures_keep_what_protects_whatever_the_matrices_take(
+    ratio: float, width: int, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    for i in range(12):
+        accumulate([falling(make_adapter(f"task{i}", i), i, ratio)], tmp_path / "w")
+    kept = read_past(tmp_path / "w").curvatures
+    assert sum(one.nbytes for one in kept) > ROOM
+    # Past three columns there is 0.25³ = 1.6 % of the trace, past two 6 %.
+    keys = [(one, key) for one in kept for pair in one.keys.values() for key in pair]
+    assert {one.entry(key).shape[1] for one, key in keys} == {width}
+    for one in kept:
+        shares = [share for pair in one.record.dropped.values() for share in pair]
+        assert sum(shares) / max(len(shares), 1) <= 0.05
 
 
 def test_a_new_past_protects_by_curvature_where_all_have_measured_it(

@@ -1,0 +1,98 @@
+"""Where a curvature comes from: the record in the header of its file, or of a past's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ella_cli.adapter.adapter import layers_in_order
+from ella_cli.adapter.tensor_header import Entry
+from ella_cli.errors import AdapterError
+
+METADATA_KEY = "ella_curvature"
+# 2 is 1 with floors: a reader of 1 would leave out part of what protects.
+PLAIN_VERSION, VERSION = 1, 2
+
+Floor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class CurvatureRecord:
+    """Where a curvature comes from.
+
+    Attributes:
+        adapter: digest of the adapter whose task it is.
+        task: its name.
+        model, fingerprint: the base model; `past`, what was folded into it beside the adapter.
+        data: fingerprint of the task's rows.
+        rows, tokens: training rows looked at, and their answer tokens.
+        seed: of the probes.
+        coherence: by which G was multiplied, since modules act together.
+        dropped: module -> shares of the traces of G and of C whose eigenvectors were cut off.
+        floors: module -> γ and κ; none where both are 0.
+        digest: over all factors and floors.
+    """
+
+    adapter: str
+    task: str
+    model: str = ""
+    fingerprint: str = ""
+    past: str = ""
+    data: str = ""
+    rows: int = 0
+    tokens: int = 0
+    seed: int = 0
+    coherence: float = 1.0
+    dropped: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    floors: Mapping[str, tuple[Floor, Floor]] = field(default_factory=dict)
+    digest: str = ""
+    version: int = PLAIN_VERSION
+
+    def floors_of(self, name: str) -> tuple[float, float]:
+        return self.floors.get(name, (0.0, 0.0))
+
+
+RECORD = TypeAdapter(CurvatureRecord)
+
+
+def read_record(text: str | None, path: Path) -> CurvatureRecord:
+    try:
+        record = RECORD.validate_json(text or "")
+    except ValidationError as error:
+        raise AdapterError(
+            f"{path} has no sound record {METADATA_KEY} in its header",
+            hint="make it again with `ella measure`, or take the file away",
+        ) from error
+    if not PLAIN_VERSION <= record.version <= VERSION:
+        raise AdapterError(
+            f"{path} is a curvature of version {record.version}; this ella reads {PLAIN_VERSION} "
+            f"to {VERSION}",
+            hint="update ella",
+        )
+    return record
+
+
+def factors_digest(
+    sums: list[tuple[str, str]],
+    entries: Mapping[str, Entry],
+    floors: Mapping[str, tuple[float, float]],
+) -> str:
+    """SHA-256 over a line a factor and a line a module with floors, as docs/file-formats.md has it.
+
+    Args:
+        sums: name of each factor and the SHA-256 of its bytes, in order.
+        entries: their dtypes and shapes.
+        floors: module -> γ and κ.
+    """
+    digest = hashlib.sha256()
+    for key, checksum in sums:
+        entry = entries[key]
+        digest.update(f"{key} {entry.dtype} {list(entry.shape)} {checksum}\n".encode())
+    for name in sorted(floors, key=layers_in_order):
+        digest.update(f"{name} floors {floors[name][0]!r} {floors[name][1]!r}\n".encode())
+    return digest.hexdigest()
