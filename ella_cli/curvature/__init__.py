@@ -7,6 +7,6 @@ docs/method.md derives the estimate; `adapter.curvature` keeps it, `kernels.curv
 
 from __future__ import annotations
 
-from ella_cli.curvature.measure import COHERENCE, Measured, measure_curvature
+from ella_cli.curvature.measure import COHERENCE, SHRINKAGE, Measured, measure_curvature
 
-__all__ = ["COHERENCE", "Measured", "measure_curvature"]
+__all__ = ["COHERENCE", "SHRINKAGE", "Measured", "measure_curvature"]

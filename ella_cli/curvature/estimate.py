@@ -1,8 +1,9 @@
 """Kronecker factors of the Fisher matrix of one module, from the tokens of many examples.
 
-Per example n with inputs x (T, N) and output gradients g (T, M) of an answer's log-likelihood, the
-gradient with respect to the weights is J_n = gᵀx. The Fisher matrix Σ_n vec(J_n) vec(J_n)ᵀ is
-approximated by one Kronecker product G ⊗ C with
+At the logits of one answer token with chances p the Fisher matrix is diag(p) − p pᵀ.
+`fisher_probe` draws a vector with that second moment; propagated backwards it gives, per example n
+with inputs x (T, N), output gradients g (T, M), and J_n = gᵀx at the weights. The Fisher matrix
+E_n vec(J_n) vec(J_n)ᵀ is approximated by one Kronecker product G ⊗ C with
 
     G = Σ_n J_n J_nᵀ = Σ_n gᵀ (x xᵀ) g,    C = Σ_n J_nᵀ J_n / τ,    τ = Σ_n ‖J_n‖²_F
 
@@ -19,6 +20,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+def fisher_probe(chances: Tensor, generator: torch.Generator) -> Tensor:
+    """The vector d = (diag(√p) − p √pᵀ) ε of random signs ε: E[d dᵀ] = diag(p) − p pᵀ.
+
+    Drawing an answer y and taking its gradient p − 1_y has the same mean square, but there an
+    unlikely answer is a rare and large event; here each answer takes part in each token, as √p.
+    Half as many rows then give an estimate as certain (docs/results.md).
+
+    Args:
+        chances: p of each answer token, (tokens, V), f32.
+        generator: on the CPU.
+
+    Returns:
+        (tokens, V), f32, on the device of `chances`; each row sums to 0.
+    """
+    signs = torch.randint(0, 2, chances.shape, generator=generator, dtype=torch.int8)
+    roots = chances.sqrt().mul_(signs.mul_(2).sub_(1).to(chances.device))
+    return roots - chances * roots.sum(-1, keepdim=True)
 
 
 @dataclass(eq=False)
@@ -45,7 +65,7 @@ class Moments:
         """
         Args:
             x: inputs of the module, (S, T, N), any float dtype.
-            g: gradients of each example's log-likelihood at its output, (S, T, M).
+            g: what a probe of each example's logits becomes at its output, (S, T, M).
         """
         x, g = x.float(), g.float()
         by_x = torch.bmm(torch.bmm(x, x.mT), g)  # (S, T, M)
@@ -56,24 +76,35 @@ class Moments:
 
 
 @dataclass(frozen=True, eq=False)
-class Truncated:
-    """The leading eigenvectors of a symmetric matrix, times the roots of their eigenvalues.
+class LowRank:
+    """A positive semidefinite matrix (n, n) as about factor · factorᵀ + floor · I.
 
     Attributes:
-        factor: (n, K), so that the matrix is about factor · factorᵀ.
-        dropped: the share of the trace that was cut off, in [0, 1].
+        factor: (n, K), f32: leading eigenvectors times the roots of their shrunk eigenvalues.
+        floor: what every direction has beside them.
+        dropped: the share of the matrix's trace whose eigenvectors were cut off, in [0, 1].
     """
 
     factor: Tensor
+    floor: float
     dropped: float
 
 
-def truncated(matrix: Tensor, rank: int) -> Truncated:
-    """The best factor of 1 to `rank` columns of a positive semidefinite matrix (n, n)."""
+def low_rank(matrix: Tensor, rank: int, shrinkage: float) -> LowRank:
+    """The leading 1 to `rank` eigenvectors of (1 − shrinkage) · matrix, and an even rest.
+
+    The rest, so that the trace is the matrix's, is `shrinkage` of the trace and whatever was cut
+    off. Source: Ledoit & Wolf 2004, linear shrinkage towards a multiple of the identity.
+
+    Args:
+        matrix: positive semidefinite, (n, n).
+        shrinkage: in [0, 1).
+    """
     values, vectors = torch.linalg.eigh(matrix.double())  # ascending
     values = values.clamp_min_(0).flip(0)
     total = float(values.sum())
     kept = max(1, min(rank, int((values > 0).sum())))
-    factor = vectors.flip(1)[:, :kept] * values[:kept].sqrt()
-    dropped = 1 - float(values[:kept].sum()) / total if total else 0.0
-    return Truncated(factor.float().contiguous(), max(dropped, 0.0))
+    factor = vectors.flip(1)[:, :kept] * (values[:kept] * (1 - shrinkage)).sqrt()
+    dropped = max(1 - float(values[:kept].sum()) / total, 0.0) if total else 0.0
+    even = shrinkage + (1 - shrinkage) * dropped
+    return LowRank(factor.float().contiguous(), even * total / len(matrix), dropped)

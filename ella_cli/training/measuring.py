@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from ella_cli.adapter import read_adapter
-from ella_cli.adapter.curvature import CurvatureRecord, write_curvature
+from ella_cli.adapter.curvature import write_curvature
+from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.curvature import COHERENCE, Measured, measure_curvature
 from ella_cli.model.base import Base
 from ella_cli.progress import Progress

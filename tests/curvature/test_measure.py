@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ella_cli.config import LoraFields
-from ella_cli.curvature import COHERENCE, measure_curvature
+from ella_cli.curvature import COHERENCE, SHRINKAGE, measure_curvature
+from ella_cli.curvature.estimate import fisher_probe
 from ella_cli.model.base import Base, load_base
 from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
 from ella_cli.tasks import build_prompt, load_task
@@ -46,7 +47,7 @@ def _with_trained_lora(base: Base) -> nn.Module:
 def _gradients(
     base: Base, model: nn.Module, rows: Rows, seed: int, batch_size: int
 ) -> list[dict[str, Tensor]]:
-    """∂ log-likelihood / ∂W of each row's sampled answer, (M, N) f64 by module: by autograd."""
+    """∂⟨probe, logits⟩ / ∂W of each row, (M, N) f64 by module: by autograd."""
     layers = lora_layers(model)
     weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
     for weight in weights.values():
@@ -65,9 +66,8 @@ def _gradients(
         labels = batch.pop("labels").flatten()
         batch.pop("shift_labels", None)
         logits = base.model(**batch).logits.float().flatten(0, -2)[labels != IGNORED]
-        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-        likelihoods = logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0]
-        for one in likelihoods.split([len(row["labels"]) for row in some]):
+        probed = (logits * fisher_probe(logits.detach().softmax(-1), generator)).sum(-1)
+        for one in probed.split([len(row["labels"]) for row in some]):
             grads = torch.autograd.grad(one.sum(), list(weights.values()), retain_graph=True)
             found.append(
                 {
@@ -95,8 +95,11 @@ def test_the_factors_are_those_of_each_rows_gradient(base: Base, batch_size: int
         g = torch.einsum("smn,skn->mk", each, each) * (COHERENCE / measured.tokens)
         c = torch.einsum("smn,smk->nk", each, each) / square
         u, v = kronecker.u.double(), kronecker.v.double()
-        assert torch.allclose(u @ u.T, g, rtol=1e-3, atol=1e-4 * float(g.abs().max()))
-        assert torch.allclose(v @ v.T, c, rtol=1e-3, atol=1e-4 * float(c.abs().max()))
+        for factor, floor, whole in ((u, kronecker.u_floor, g), (v, kronecker.v_floor, c)):
+            even = SHRINKAGE * whole.trace() / len(whole) * torch.eye(len(whole))
+            shrunk = (1 - SHRINKAGE) * whole + even
+            found = factor @ factor.T + floor * torch.eye(len(whole))
+            assert torch.allclose(found, shrunk, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
 
 
 def test_the_model_is_left_as_it_was(base: Base) -> None:
