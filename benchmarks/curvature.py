@@ -1,12 +1,14 @@
 """Does curvature foretell forgetting? Predicted against measured rise of a past task's loss.
 
-    python -m benchmarks.curvature RUN --data DATA [--rows 100] [--out NAME]
+    python -m benchmarks.curvature RUN --data DATA [--rows 100] [--also RUN ...] [--out NAME]
 
-RUN is a finished `ella run` whose adapters have curvature. For each task but the last, the model is
-put as it was after that task; then many updates are added to it, and the loss on train rows that
-the run has not seen is measured: the adapters of the later stages, whole, scaled, by thirds of the
-layers and by kind of module, and random updates of the same norms. Beside each the prediction of
-the task's curvature is put, and two others: ‖ΔW‖² and the paper's ‖ΔW ⊙ W_past‖².
+RUN is a finished `ella run` without a penalty, whose adapters have curvature. For each task but the
+last, the model is put as it was after that task; then many updates are added to it, and the loss on
+train rows that the run has not seen is measured: the adapters of the later stages, whole, scaled,
+by thirds of the layers and by kind of module, and random updates of the same norms. `--also` names
+runs with a penalty that began with the same adapters: theirs are the hard ones, for they were
+trained to cost little by such an estimate. Beside each update the prediction of the task's
+curvature is put, and two others: ‖ΔW‖² and the paper's ‖ΔW ⊙ W_past‖².
 
 Two rises are measured, both in nats per answer token: `kl`, the divergence from the answers'
 chances before, which is what the prediction approximates; and `rise`, of the loss on the true
@@ -21,6 +23,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ from ella_cli.past import Past
 from ella_cli.training.manifest import versions
 from ella_cli.training.task import encode_rows
 
+KINDS = ("real", "penalised", "random")
 _SCALES = (0.25, 0.5, 1.0)
 _RANDOM_SCALES = (0.5, 1.0, 2.0)
 _BATCH = 16
@@ -50,7 +54,7 @@ class Step:
     """An update that is tried."""
 
     name: str
-    kind: str  # "real" or "random"
+    kind: str  # one of KINDS
     updates: Mapping[str, Update]
 
 
@@ -64,12 +68,29 @@ def steps_of(later: list[Adapter], seed: int) -> Iterator[Step]:
         for start in range(0, len(names), third):
             part = {name: whole[name] for name in names[start : start + third]}
             yield Step(f"{adapter.task}, modules {start}–{start + len(part) - 1}", "real", part)
-        for kind in sorted({name.rpartition(".")[2] for name in names}):
-            part = {name: one for name, one in whole.items() if name.endswith(kind)}
-            yield Step(f"{adapter.task}, {kind}", "real", part)
+        yield from _by_kind(adapter.task, "real", whole)
         for factor in _RANDOM_SCALES:
             drawn = {name: _random(one, generator) for name, one in whole.items()}
             yield Step(f"{factor:g} × random as {adapter.task}", "random", _scaled(drawn, factor))
+
+
+def penalised_steps(run: Path, before: list[Adapter]) -> Iterator[Step]:
+    """The later updates of a run with a penalty that began as `before`; else none."""
+    adapters = [one for one in read_run_stages(run).adapters if one is not None]
+    if [one.digest for one in adapters[: len(before)]] != [one.digest for one in before]:
+        return
+    for adapter in adapters[len(before) :]:
+        whole = {name: adapter.update(name) for name in adapter.names}
+        label = f"{adapter.task} of {run.name}"
+        for factor in _SCALES[1:]:
+            yield Step(f"{factor:g} × {label}", "penalised", _scaled(whole, factor))
+        yield from _by_kind(label, "penalised", whole)
+
+
+def _by_kind(label: str, kind: str, whole: Mapping[str, Update]) -> Iterator[Step]:
+    for ending in sorted({name.rpartition(".")[2] for name in whole}):
+        part = {name: one for name, one in whole.items() if name.endswith(ending)}
+        yield Step(f"{label}, {ending}", kind, part)
 
 
 def _scaled(updates: Mapping[str, Update], factor: float) -> dict[str, Update]:
@@ -101,7 +122,9 @@ def nll(log_chances: Tensor, labels: Tensor) -> float:
     return torch.nn.functional.nll_loss(log_chances, labels).item()
 
 
-def study(run: Path, data: Path, count: int, tasks: list[int] | None) -> list[dict[str, Any]]:
+def study(
+    run: Path, also: list[Path], data: Path, count: int, tasks: list[int] | None
+) -> list[dict[str, Any]]:
     stages = read_run_stages(run)
     settings = RunSettings.model_validate(read_json(run / "run.json")["settings"])
     adapters = [one for one in stages.adapters if one is not None]
@@ -111,7 +134,9 @@ def study(run: Path, data: Path, count: int, tasks: list[int] | None) -> list[di
         held = with_unseen_rows(stages.order[index], settings, data, count)
         rows = encode_rows(base, [replace(held, train=held.test)], settings)
         past = Past.of(adapters[: index + 1])
-        for point in _points(base, past, rows, steps_of(adapters[index + 1 :], seed=index)):
+        steps = [steps_of(adapters[index + 1 :], seed=index)]
+        steps += [penalised_steps(other, adapters[: index + 1]) for other in also]
+        for point in _points(base, past, rows, chain.from_iterable(steps)):
             points.append({"task": stages.order[index], **point})
             print(json.dumps(points[-1]), flush=True)
     return points
@@ -152,18 +177,22 @@ def _dense(update: Update) -> Tensor:
 
 
 def summary(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rank correlation and slope through the origin of each predictor, by kind of update."""
+    """Rank correlation, slope through the origin, and measured / predicted, by kind of update."""
     found = []
-    for kind in ("real", "random", "all"):
+    for kind in (*KINDS, "all"):
         chosen = [p for p in points if kind in ("all", p["kind"])]
+        if not chosen:
+            continue
         for target in ("kl", "rise"):
             y = [p[target] for p in chosen]
             for predictor in ("predicted", "norm_square", "energy"):
                 x = [p[predictor] for p in chosen]
                 slope = sum(a * b for a, b in zip(x, y, strict=True)) / sum(a * a for a in x)
+                ratios = sorted(b / a for a, b in zip(x, y, strict=True))
                 found.append({
                     "kind": kind, "target": target, "predictor": predictor, "n": len(chosen),
                     "spearman": rank_correlation(predictor, x, y).rho, "slope": slope,
+                    "ratio": {q: ratios[int(q * (len(ratios) - 1))] for q in (0.1, 0.5, 0.9)},
                 })  # fmt: skip
     return found
 
@@ -174,10 +203,12 @@ def picture(points: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
-    markers = {"real": "o", "random": "x"}
+    markers = dict(zip(KINDS, "o^x", strict=True))
     for task in dict.fromkeys(p["task"] for p in points):
         for kind, marker in markers.items():
             chosen = [p for p in points if (p["task"], p["kind"]) == (task, kind)]
+            if not chosen:
+                continue
             x, y = [p["predicted"] for p in chosen], [p["kl"] for p in chosen]
             axes.plot(x, y, marker, fillstyle="none", label=f"{task}, {kind} updates")
     ends = [min(p["predicted"] for p in points), max(p["predicted"] for p in points)]
@@ -194,10 +225,11 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=100, help="unseen train rows a task")
+    parser.add_argument("--also", type=Path, nargs="*", default=[], help="runs with a penalty")
     parser.add_argument("--task", type=int, action="append", help="0-based; by default all")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/curvature.json"))
     given = parser.parse_args()
-    points = study(given.run, given.data, given.rows, given.task)
+    points = study(given.run, given.also, given.data, given.rows, given.task)
     rows = summary(points)
     facts = {"rows": given.rows, "versions": versions()}
     write_json(given.out, {**facts, "summary": rows, "points": points})
@@ -206,7 +238,8 @@ def main() -> None:
         rho = "not claimed" if row["spearman"] is None else f"{row['spearman']:+.3f}"
         print(
             f"{row['kind']:>7} {row['target']:>5} by {row['predictor']:<12} n {row['n']:>3}  "
-            f"Spearman {rho}  slope {row['slope']:.3g}"
+            f"Spearman {rho}  slope {row['slope']:.3g}  measured / predicted "
+            + ", ".join(f"{ratio:.3g}" for ratio in row["ratio"].values())
         )
 
 
