@@ -1,0 +1,96 @@
+"""Random signs at the logits, or drawn answers: how far apart are curvatures of different rows?
+
+    python -m benchmarks.probes RUN --data DATA [--rows 64] [--seeds 4] [--out FILE]
+
+RUN is a finished `ella run`. The curvature of its first task is measured with each seed, which
+draws the rows and the probes, once as ella does and once by drawn answers; then what the later
+stages' updates are predicted to cost, whole and by kind of module, is compared between the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import statistics
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks.curvature import steps_of
+from ella_cli.adapter import read_adapter
+from ella_cli.adapter.curvature import read_curvature
+from ella_cli.config import MeasureSettings, RunSettings
+from ella_cli.files import read_json, write_json
+from ella_cli.inspect.curvature import rise
+from ella_cli.inspect.run_stages import read_run_stages
+from ella_cli.sequence.measure import measure_adapter
+from ella_cli.training.manifest import versions
+
+
+def drawn_answers(chances: Tensor, generator: torch.Generator) -> Tensor:
+    """1_y − p: the gradient of a drawn answer's log-likelihood; (tokens, V) f32."""
+    answers = torch.multinomial(chances.cpu(), 1, generator=generator).to(chances.device)
+    return torch.zeros_like(chances).scatter_(1, answers, 1.0) - chances
+
+
+def predicted(run: Path, settings: MeasureSettings, patched: bool) -> list[float]:
+    """What the run's later updates are predicted to cost its first task, measured anew."""
+    stages = read_run_stages(run)
+    first, *later = [one for one in stages.adapters if one is not None]
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / first.path.name
+        shutil.copytree(first.path, folder)
+        if patched:
+            with patch("ella_cli.curvature.measure.fisher_probe", drawn_answers):
+                measure_adapter(folder, stages.order[0], settings)
+        else:
+            measure_adapter(folder, stages.order[0], settings)
+        curvature = read_curvature(read_adapter(folder))
+        assert curvature is not None
+        terms = {name: curvature.kronecker(name) for name in curvature.names}
+    return [
+        math.fsum(rise(one, terms[name]) for name, one in step.updates.items())
+        for step in steps_of(later, seed=0)
+        if step.kind == "real"
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/probes.json"))
+    given = parser.parse_args()
+    trained = RunSettings.model_validate(read_json(given.run / "run.json")["settings"])
+    found: dict[str, list[list[float]]] = {"signs": [], "drawn": []}
+    for seed in range(given.seeds):
+        settings = MeasureSettings(
+            model=trained.model,
+            data=given.data,
+            limit=trained.limit,
+            seed=seed,
+            curvature_rows=given.rows,
+        )
+        for name, all_seeds in found.items():
+            all_seeds.append(predicted(given.run, settings, patched=name == "drawn"))
+    for name, all_seeds in found.items():
+        spreads = [
+            statistics.stdev(map(math.log, update)) for update in zip(*all_seeds, strict=True)
+        ]
+        means = [math.exp(statistics.fmean(map(math.log, one))) for one in all_seeds]
+        print(
+            f"{name}: deviation of log(predicted) between {given.seeds} seeds, mean of "
+            f"{len(spreads)} updates {statistics.fmean(spreads):.3f}; geometric means "
+            + ", ".join(f"{mean:.4f}" for mean in means)
+        )
+    write_json(given.out, {"rows": given.rows, "versions": versions(), "predicted": found})
+
+
+if __name__ == "__main__":
+    main()
