@@ -33,9 +33,9 @@ def measured(folder: Path, seed: int, names: Sequence[str] = tuple(SHAPES)) -> P
         name: Kronecker(
             torch.randn(SHAPES[name][0], 4, generator=generator),
             torch.randn(SHAPES[name][1], 3, generator=generator),
-            # The first module has none, so that both kinds are met.
-            u_floor=0.2 * i,
-            v_floor=0.1 * i,
+            # The second module has none, so that both kinds are met.
+            u_floor=0.2 * (i != 1),
+            v_floor=0.1 * (i != 1),
         )
         for i, name in enumerate(names)
     }
