@@ -41,8 +41,8 @@ Lambda = Annotated[
     Weight | Literal["auto"] | tuple[Weight | Literal["auto"], ...] | None, BeforeValidator(_lambda)
 ]
 # What `rho` is where the user names none. With curvature a predicted nat counts as ten, for an
-# optimiser finds what the measured rows did not see: answers move 5 to 40 times as far as predicted
-# (docs/decisions/0006).
+# optimiser finds what the measured rows did not see: answers move 2 to 7 times as far as predicted
+# (docs/decisions/0006, 0007).
 RHO_OF_CURVATURE = 10.0
 RHO_OF_COORDINATES = 3.0
 MethodName = Literal["ella", "inclora", "seqlora", "olora", "replay", "single", "joint"]
