@@ -1,10 +1,11 @@
-"""Random signs at the logits, or drawn answers: how far apart are curvatures of different rows?
+"""Random signs at the logits, or drawn answers; sums kept whole, or thin: what is predicted?
 
     python -m benchmarks.probes RUN --data DATA [--rows 64] [--seeds 4] [--out FILE]
 
 RUN is a finished `ella run`. The curvature of its first task is measured with each seed, which
-draws the rows and the probes, once as ella does and once by drawn answers; then what the later
-stages' updates are predicted to cost, whole and by kind of module, is compared between the seeds.
+draws the rows and the probes: by random signs, as ella does; by drawn answers; and by signs with
+the sums of every module kept thin, as those of wide modules are. What the later stages' updates
+are predicted to cost, whole and in parts, is compared between the seeds, and thin with whole.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import math
 import shutil
 import statistics
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
@@ -37,17 +40,21 @@ def drawn_answers(chances: Tensor, generator: torch.Generator) -> Tensor:
     return torch.zeros_like(chances).scatter_(1, answers, 1.0) - chances
 
 
-def predicted(run: Path, settings: MeasureSettings, patched: bool) -> list[float]:
+VARIANTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "signs": nullcontext,
+    "drawn": lambda: patch("ella_cli.curvature.measure.fisher_probe", drawn_answers),
+    "thin": lambda: patch("ella_cli.curvature.sketch.WIDEST_WHOLE", 0),
+}
+
+
+def predicted(run: Path, settings: MeasureSettings, variant: str) -> list[float]:
     """What the run's later updates are predicted to cost its first task, measured anew."""
     stages = read_run_stages(run)
     first, *later = [one for one in stages.adapters if one is not None]
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / first.path.name
         shutil.copytree(first.path, folder)
-        if patched:
-            with patch("ella_cli.curvature.measure.fisher_probe", drawn_answers):
-                measure_adapter(folder, stages.order[0], settings)
-        else:
+        with VARIANTS[variant]():
             measure_adapter(folder, stages.order[0], settings)
         curvature = read_curvature(read_adapter(folder))
         assert curvature is not None
@@ -68,7 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/probes.json"))
     given = parser.parse_args()
     trained = RunSettings.model_validate(read_json(given.run / "run.json")["settings"])
-    found: dict[str, list[list[float]]] = {"signs": [], "drawn": []}
+    found: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}
     for seed in range(given.seeds):
         settings = MeasureSettings(
             model=trained.model,
@@ -78,7 +85,7 @@ def main() -> None:
             curvature_rows=given.rows,
         )
         for name, all_seeds in found.items():
-            all_seeds.append(predicted(given.run, settings, patched=name == "drawn"))
+            all_seeds.append(predicted(given.run, settings, name))
     for name, all_seeds in found.items():
         spreads = [
             statistics.stdev(map(math.log, update)) for update in zip(*all_seeds, strict=True)
@@ -89,6 +96,12 @@ def main() -> None:
             f"{len(spreads)} updates {statistics.fmean(spreads):.3f}; geometric means "
             + ", ".join(f"{mean:.4f}" for mean in means)
         )
+    ratios = [
+        thin / whole
+        for pair in zip(found["thin"], found["signs"], strict=True)
+        for thin, whole in zip(*pair, strict=True)
+    ]
+    print(f"thin / whole: {min(ratios):.4f} to {max(ratios):.4f}, {statistics.median(ratios):.4f}")
     write_json(given.out, {"rows": given.rows, "versions": versions(), "predicted": found})
 
 

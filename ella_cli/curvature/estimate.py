@@ -9,7 +9,8 @@ E_n vec(J_n) vec(J_n)ᵀ is approximated by one Kronecker product G ⊗ C with
 
 which is one step of the power iteration for the nearest Kronecker product, keeps the trace, and
 sums over the tokens of an example before it squares, as the loss does. J_n is never built: the
-token products x xᵀ and g gᵀ, (T, T), are enough. A padded token has g = 0 and adds nothing.
+token products x xᵀ and g gᵀ, (T, T), are enough. A padded token has g = 0 and adds nothing. Nor are
+G and C of wide modules: `sketch` keeps what their leading eigenvectors are found from.
 
 Source: Morwani et al. 2024 (arXiv 2406.17748) for the power iteration; docs/method.md.
 """
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ella_cli.curvature.sketch import PsdSum
 
 
 def fisher_probe(chances: Tensor, generator: torch.Generator) -> Tensor:
@@ -43,7 +46,7 @@ def fisher_probe(chances: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(eq=False)
 class Moments:
-    """Running sums of one module, f32, on the module's device.
+    """Running sums of one module.
 
     Attributes:
         g: Σ J_n J_nᵀ, (M, M).
@@ -51,15 +54,9 @@ class Moments:
         square: Σ ‖J_n‖²_F, the trace of either.
     """
 
-    g: Tensor
-    c: Tensor
+    g: PsdSum
+    c: PsdSum
     square: float = 0.0
-
-    @classmethod
-    def of(cls, rows: int, columns: int, device: torch.device) -> Moments:
-        return cls(
-            torch.zeros(rows, rows, device=device), torch.zeros(columns, columns, device=device)
-        )
 
     def add(self, x: Tensor, g: Tensor) -> None:
         """
@@ -68,16 +65,15 @@ class Moments:
             g: what a probe of each example's logits becomes at its output, (S, T, M).
         """
         x, g = x.float(), g.float()
-        by_x = torch.bmm(torch.bmm(x, x.mT), g)  # (S, T, M)
-        by_g = torch.bmm(torch.bmm(g, g.mT), x)  # (S, T, N)
-        self.g.addmm_(g.flatten(0, 1).T, by_x.flatten(0, 1))
-        self.c.addmm_(x.flatten(0, 1).T, by_g.flatten(0, 1))
-        self.square += float((g * by_x).sum())
+        of_x, of_g = torch.bmm(x, x.mT), torch.bmm(g, g.mT)  # (S, T, T)
+        self.g.add(g, of_x)
+        self.c.add(x, of_g)
+        self.square += float((of_x * of_g).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A positive semidefinite matrix (n, n) as about factor · factorᵀ + floor · I.
+    """A positive semidefinite matrix A (n, n) as about factor · factorᵀ + floor · I.
 
     Attributes:
         factor: (n, K), f32: leading eigenvectors times the roots of their shrunk eigenvalues.
@@ -90,21 +86,20 @@ class LowRank:
     dropped: float
 
 
-def low_rank(matrix: Tensor, rank: int, shrinkage: float) -> LowRank:
-    """The leading 1 to `rank` eigenvectors of (1 − shrinkage) · matrix, and an even rest.
+def low_rank(total: PsdSum, trace: float, scale: float, rank: int, shrinkage: float) -> LowRank:
+    """The leading 1 to `rank` eigenvectors of A = scale · total, shrunk, and an even rest.
 
-    The rest, so that the trace is the matrix's, is `shrinkage` of the trace and whatever was cut
-    off. Source: Ledoit & Wolf 2004, linear shrinkage towards a multiple of the identity.
+    The rest, so that the trace is that of A, is `shrinkage` of it and whatever was cut off. Source:
+    Ledoit & Wolf 2004, linear shrinkage towards a multiple of the identity.
 
     Args:
-        matrix: positive semidefinite, (n, n).
+        total: (n, n).
+        trace: of `total`.
         shrinkage: in [0, 1).
     """
-    values, vectors = torch.linalg.eigh(matrix.double())  # ascending
-    values = values.clamp_min_(0).flip(0)
-    total = float(values.sum())
+    values, vectors = total.leading()
     kept = max(1, min(rank, int((values > 0).sum())))
-    factor = vectors.flip(1)[:, :kept] * (values[:kept] * (1 - shrinkage)).sqrt()
-    dropped = max(1 - float(values[:kept].sum()) / total, 0.0) if total else 0.0
+    factor = vectors[:, :kept] * (values[:kept] * (scale * (1 - shrinkage))).sqrt()
+    dropped = max(1 - float(values[:kept].sum()) / trace, 0.0) if trace else 0.0
     even = shrinkage + (1 - shrinkage) * dropped
-    return LowRank(factor.float().contiguous(), even * total / len(matrix), dropped)
+    return LowRank(factor.float().contiguous(), even * scale * trace / len(vectors), dropped)

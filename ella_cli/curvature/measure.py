@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ella_cli.curvature.estimate import Moments, fisher_probe, low_rank
+from ella_cli.curvature.sketch import PsdSums
 from ella_cli.errors import NonFiniteError
 from ella_cli.kernels import Kronecker
 from ella_cli.model.base import Base
@@ -81,6 +82,7 @@ def measure_curvature(
     """
     collate = base.collator()
     generator = torch.Generator().manual_seed(seed)
+    sums = PsdSums(rank, seed)
     layers: dict[str, Any] = dict(lora_layers(model))
     moments: dict[str, Moments] = {}
     tokens = 0
@@ -97,7 +99,9 @@ def measure_curvature(
                 looked_at = _tokens(logits, probe, seen)
                 for name, (x, g) in looked_at.items():
                     if name not in moments:
-                        moments[name] = Moments.of(g.shape[-1], x.shape[-1], g.device)
+                        moments[name] = Moments(
+                            sums.of(g.shape[-1], g.device), sums.of(x.shape[-1], g.device)
+                        )
                     moments[name].add(x, g)
                 seen.clear()
                 advance(1, "")
@@ -141,14 +145,15 @@ def _tokens(logits: Tensor, probe: Tensor, seen: Tokens) -> Tokens:
 def _factored(moments: Mapping[str, Moments], rank: int, rows: int, tokens: int) -> Measured:
     modules, dropped = {}, {}
     for name, moment in moments.items():
-        if not (torch.isfinite(moment.g).all() and torch.isfinite(moment.c).all()):
+        if not (moment.g.kept.isfinite().all() and moment.c.kept.isfinite().all()):
             raise NonFiniteError(
                 f"the curvature of {name} is not finite",
                 hint="the model's activations overflow; use --dtype float32 or bfloat16",
             )
         # G in nats per answer token; C without units, of trace 1.
-        g = low_rank(moment.g * (COHERENCE / max(tokens, 1)), rank, SHRINKAGE)
-        c = low_rank(moment.c / (moment.square or 1.0), rank, SHRINKAGE)
+        square = moment.square
+        g = low_rank(moment.g, square, COHERENCE / max(tokens, 1), rank, SHRINKAGE)
+        c = low_rank(moment.c, square, 1 / (square or 1.0), rank, SHRINKAGE)
         modules[name] = Kronecker(g.factor.cpu(), c.factor.cpu(), g.floor, c.floor)
         dropped[name] = (g.dropped, c.dropped)
     return Measured(modules, dropped, rows, tokens)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ella_cli.config import LoraFields
-from ella_cli.curvature import COHERENCE, SHRINKAGE, measure_curvature
+from ella_cli.curvature import COHERENCE, SHRINKAGE, measure_curvature, sketch
 from ella_cli.curvature.estimate import fisher_probe
 from ella_cli.model.base import Base, load_base
 from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
@@ -100,6 +100,25 @@ def test_the_factors_are_those_of_each_rows_gradient(base: Base, batch_size: int
             shrunk = (1 - SHRINKAGE) * whole + even
             found = factor @ factor.T + floor * torch.eye(len(whole))
             assert torch.allclose(found, shrunk, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_wide_modules_are_measured_alike(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = _with_trained_lora(base), _rows(base, 5)
+    whole = measure_curvature(base, model, rows, rank=6, seed=3)
+    monkeypatch.setattr(sketch, "WIDEST_WHOLE", 8)
+    monkeypatch.setattr(sketch, "COLUMNS", 24)
+    thin = measure_curvature(base, model, rows, rank=6, seed=3)
+    for name, one in whole.modules.items():
+        other = thin.modules[name]
+        assert other.shape == one.shape
+        assert other.trace == pytest.approx(one.trace, rel=1e-4)
+        for factor, again in ((one.u, other.u), (one.v, other.v)):
+            if len(factor) <= 24:
+                assert torch.allclose(factor.abs(), again.abs(), rtol=1e-3, atol=1e-5)
+                continue
+            # Never more than the best six directions hold, and most of it: these spectra are flat.
+            held, most = float(again.square().sum()), float(factor.square().sum())
+            assert 0.8 * most < held < most
 
 
 def test_the_model_is_left_as_it_was(base: Base) -> None:
