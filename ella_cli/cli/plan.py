@@ -144,11 +144,13 @@ def _pasts(made: Plan) -> Table:
         (held.store, held.tasks, _size(held.file), _size(held.memory), held.form, held.seconds)
         for held in made.pasts
     )
+    beside = made.curvature
     return Table(
         title="the past before the last task, in either store",
         columns=("store", "tasks", "file", "in memory", "penalty's form", "a step (s)"),
         rows=rows,
-        note=f"this run would keep it {made.store}",
+        note=f"this run would keep it {made.store}"
+        + (f", and {_size(beside.file)} of curvature beside it" if beside else ""),
     )
 
 

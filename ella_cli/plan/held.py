@@ -1,4 +1,4 @@
-"""What W_past takes during a task, in either store."""
+"""What the past takes during a task: W_past in either store, and curvature beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ella_cli.kernels.form import FUSED, GRAM, TILED
 from ella_cli.kernels.gram import KEPT_BYTES
 from ella_cli.past.record import Store
 
-_FLOAT = 4
+_FLOAT, _HALF = 4, 2
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,39 @@ class Held:
     memory: int
     form: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class HeldCurvature:
+    """The curvature of `tasks` tasks, none cut; a file with many tasks keeps less of each.
+
+    Attributes:
+        rank: eigenvectors a factor; fewer where a module is narrower.
+        file: bytes of its tensors in wpast.safetensors.
+        memory: bytes that the penalty keeps during a task.
+        flops: of the penalty and its gradients, a step.
+    """
+
+    tasks: int
+    rank: int
+    file: int
+    memory: int
+    flops: int
+
+
+def held_curvature(
+    shapes: Mapping[str, tuple[int, int]], lora_rank: int, tasks: int, rank: int
+) -> HeldCurvature:
+    """
+    Args:
+        shapes: (M, N) of each adapted module.
+        lora_rank: R of the task that is trained.
+        tasks: how many tasks have measured theirs.
+        rank: eigenvectors kept of each factor.
+    """
+    numbers = tasks * sum(m * min(rank, m) + n * min(rank, n) for m, n in shapes.values())
+    # Every factor is read twice, each time for a product with R columns.
+    return HeldCurvature(tasks, rank, _HALF * numbers, _FLOAT * numbers, 8 * lora_rank * numbers)
 
 
 def held_past(

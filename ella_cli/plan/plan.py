@@ -17,7 +17,7 @@ import torch
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.past.record import Store
-from ella_cli.plan.held import Held, held_past
+from ella_cli.plan.held import Held, HeldCurvature, held_curvature, held_past
 from ella_cli.plan.played import Batch, play_step
 from ella_cli.plan.rates import Rates
 from ella_cli.plan.skeleton import Skeleton, build_skeleton
@@ -46,7 +46,8 @@ class Plan:
         parts: what is in memory at the peak of the last task, the process itself aside.
         process_bytes: interpreter and libraries; on a GPU that is host memory, and the parts are
             the device's.
-        pasts: the past in both stores; `store` is the one that `ella run` would keep.
+        pasts: W_past in both stores; `store` is the one that `ella run` would keep.
+        curvature: what the tasks' curvatures take beside it; None where none is measured.
         flops: of one optimizer step, all micro-batches.
         traffic: bytes read and written in one optimizer step.
         step_seconds: an estimate: flops and traffic at `rates`, plus the penalty.
@@ -66,6 +67,7 @@ class Plan:
     process_bytes: int
     store: Store
     pasts: tuple[Held, ...]
+    curvature: HeldCurvature | None
     flops: int
     traffic: int
     penalty_seconds: float
@@ -122,9 +124,15 @@ def make_plan(
     factored, dense = pasts
     kept = store or ("factored" if factored.file < dense.file or not earlier else "dense")
     past = factored if kept == "factored" else dense
-    penalised = method.name == "ella" and bool(earlier)
+    curvature = (
+        held_curvature(skeleton.shapes, settings.lora_rank, earlier, settings.energy_rank)
+        if earlier and settings.curvature_rows
+        else None
+    )
+    protects = curvature if settings.energy in (None, "curvature") else None
+    penalty = (protects or past) if method.name == "ella" and earlier else None
     rounds = settings.gradient_accumulation_steps
-    penalty_seconds = past.seconds if penalised else 0.0
+    penalty_seconds = _penalty_seconds(penalty, rates)
     micro = played.flops / rates.flops + played.traffic / rates.bandwidth
     return Plan(
         model=settings.model,
@@ -137,12 +145,11 @@ def make_plan(
         base_parameters=skeleton.base_parameters,
         lora_parameters=skeleton.lora_parameters,
         adapted_modules=len(skeleton.shapes),
-        parts=_parts(
-            skeleton, played.activations, past if penalised else None, earlier, settings.optim
-        ),
+        parts=_parts(skeleton, played.activations, penalty, earlier, settings.optim),
         process_bytes=process_bytes,
         store=kept,
         pasts=pasts,
+        curvature=curvature,
         flops=rounds * played.flops,
         traffic=rounds * played.traffic,
         penalty_seconds=penalty_seconds,
@@ -175,8 +182,20 @@ def _batch(settings: RunSettings, tokens: int | None, answers: int | None) -> Ba
     return Batch(settings.per_device_train_batch_size, longest, wanted)
 
 
+def _penalty_seconds(penalty: Held | HeldCurvature | None, rates: Rates) -> float:
+    if penalty is None:
+        return 0.0
+    if isinstance(penalty, Held):
+        return penalty.seconds
+    return penalty.flops / rates.flops + 2 * penalty.memory / rates.bandwidth
+
+
 def _parts(
-    skeleton: Skeleton, activations: int, past: Held | None, earlier: int, optim: str
+    skeleton: Skeleton,
+    activations: int,
+    penalty: Held | HeldCurvature | None,
+    earlier: int,
+    optim: str,
 ) -> tuple[Part, ...]:
     pair = skeleton.lora_bytes
     states, kind = _STATES[optim]
@@ -190,14 +209,16 @@ def _parts(
         Part("gradients", pair, "one a LoRA parameter"),
         Part("optimizer states", states * pair, kind),
         Part("spare copy", pair, "the last good LoRA weights, should a loss become NaN"),
-        Part("past", past.memory if past else 0, _past_words(past, earlier)),
+        Part("past", penalty.memory if penalty else 0, _past_words(penalty, earlier)),
         Part("pristine weights", touched, "of adapted modules: every sum starts from them"),
         Part("activations", activations, "at the peak of one micro-batch, played through"),
         Part("allocator", slack, f"{_ALLOCATOR_SHARE:.0%} of the activations, as measured"),
     )
 
 
-def _past_words(past: Held | None, earlier: int) -> str:
-    if past is None:
+def _past_words(penalty: Held | HeldCurvature | None, earlier: int) -> str:
+    if penalty is None:
         return "no penalty against it" if earlier else "none before the first task"
-    return f"{earlier} tasks, {past.store}; the penalty's form is {past.form}"
+    if isinstance(penalty, HeldCurvature):
+        return f"the curvature of {earlier} tasks, {penalty.rank} eigenvectors a factor"
+    return f"{earlier} tasks, {penalty.store}; the penalty's form is {penalty.form}"

@@ -60,6 +60,31 @@ def test_the_past_file_is_as_large_as_planned(tiny_llama: Path, tmp_path: Path, 
     assert held.file <= path.stat().st_size <= held.file + header
 
 
+def test_curvature_is_as_large_as_planned(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = RunSettings(
+        model=str(tiny_llama), dtype="float32", device="cpu", max_steps=1,
+        curvature_rows=8, energy_rank=4,
+    )  # fmt: skip
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    for index in range(2):
+        task = load_task("demo-topic", limit=8, seed=index)
+        assignment = Assignment(f"t{index}", [task], index)
+        train_task(base, assignment, settings, tmp_path / f"t{index}")
+    past = accumulate([tmp_path / "t0", tmp_path / "t1"], tmp_path / "w").past
+    plan = _plan(settings, tasks=3)
+    assert plan.curvature is not None
+    assert plan.curvature.file == sum(one.nbytes for one in past.curvatures)
+    # What the penalty keeps: every factor in f32.
+    held = [n for name in past.names for one in past.curvature(name) for n in (one.u, one.v)]
+    assert plan.curvature.memory == sum(4 * factor.numel() for factor in held)
+    assert _size(plan, "past") == plan.curvature.memory
+    coordinates = _plan(settings.model_copy(update={"energy": "sum"}), tasks=3)
+    assert _size(coordinates, "past") in {one.memory for one in coordinates.pasts}
+    none = _plan(settings.model_copy(update={"curvature_rows": 0}), tasks=3)
+    assert none.curvature is None
+    assert none.penalty_seconds == pytest.approx(coordinates.penalty_seconds)
+
+
 def test_parts_follow_the_settings(tiny_llama: Path) -> None:
     settings = RunSettings(model=str(tiny_llama), dtype="float32", device="cpu")
     plain = _plan(settings, tasks=3, tokens=64, answers=4)
