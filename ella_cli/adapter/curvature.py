@@ -19,7 +19,6 @@ from ella_cli.adapter.adapter import Adapter, layers_in_order
 from ella_cli.adapter.curvature_record import (
     METADATA_KEY,
     RECORD,
-    VERSION,
     CurvatureRecord,
     factors_digest,
     read_record,
@@ -86,7 +85,7 @@ class Curvature:
             u, v = (_each_past(self.factor(key), rank) for key in pair)
             gamma, kappa = self.record.floors_of(name)
             floors[name] = (gamma + u, kappa + v)
-        record = replace(self.record, dropped=dropped, floors=floors, version=VERSION)
+        record = self.record.with_floors(floors, dropped=dropped)
         less = replace(self, rank=rank, record=record)
         return replace(less, record=replace(record, digest=_digest(less)))
 
@@ -159,17 +158,11 @@ def write_curvature(
     for name in sorted(modules, key=layers_in_order):
         tensors[f"{name}.U"] = modules[name].u.to(torch.bfloat16).contiguous()
         tensors[f"{name}.V"] = modules[name].v.to(torch.bfloat16).contiguous()
-    floors = {
-        name: (one.u_floor, one.v_floor)
-        for name, one in modules.items()
-        if one.u_floor or one.v_floor
-    }
+    floors = {name: (one.u_floor, one.v_floor) for name, one in modules.items()}
     layout = {key: Entry(dtype_name(t), tuple(t.shape)) for key, t in tensors.items()}
     sums = [(key, hashlib.sha256(bytes_of(t)).hexdigest()) for key, t in tensors.items()]
-    version = max(record.version, VERSION) if floors else record.version
-    record = replace(
-        record, floors=floors, version=version, digest=factors_digest(sums, layout, floors)
-    )
+    record = record.with_floors(floors)
+    record = replace(record, digest=factors_digest(sums, layout, record.floors))
     metadata = {"format": "pt", METADATA_KEY: RECORD.dump_json(record).decode()}
     with (
         replacing(folder / CURVATURE) as temporary,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from ella_cli.errors import AdapterError
 
 METADATA_KEY = "ella_curvature"
 # 2 is 1 with floors: a reader of 1 would leave out part of what protects.
-PLAIN_VERSION, VERSION = 1, 2
+PLAIN_VERSION, FLOORS_VERSION = 1, 2
 
 Floor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -53,6 +53,14 @@ class CurvatureRecord:
     digest: str = ""
     version: int = PLAIN_VERSION
 
+    def with_floors(
+        self, floors: Mapping[str, tuple[float, float]], **changes: object
+    ) -> CurvatureRecord:
+        """The same with these floors, of the version that they need."""
+        above = {name: pair for name, pair in floors.items() if any(pair)}
+        version = max(self.version, FLOORS_VERSION) if above else self.version
+        return replace(self, floors=above, version=version, **changes)  # type: ignore[arg-type]
+
     def floors_of(self, name: str) -> tuple[float, float]:
         return self.floors.get(name, (0.0, 0.0))
 
@@ -68,10 +76,10 @@ def read_record(text: str | None, path: Path) -> CurvatureRecord:
             f"{path} has no sound record {METADATA_KEY} in its header",
             hint="make it again with `ella measure`, or take the file away",
         ) from error
-    if not PLAIN_VERSION <= record.version <= VERSION:
+    if not PLAIN_VERSION <= record.version <= FLOORS_VERSION:
         raise AdapterError(
             f"{path} is a curvature of version {record.version}; this ella reads {PLAIN_VERSION} "
-            f"to {VERSION}",
+            f"to {FLOORS_VERSION}",
             hint="update ella",
         )
     return record

@@ -220,7 +220,8 @@ def _energy(
 def _with_less_curvature(change: Change) -> Change:
     """As many eigenvectors of each as fit into the size of W_past as matrices, or as it needs."""
     fitted = fit_curvatures(change.curvatures, change.dense_bytes)
-    if fitted == change.curvatures:
+    size = sum(one.nbytes for one in fitted)
+    if fitted == change.curvatures and size <= change.dense_bytes:
         return change
     factors = [
         (one.entry(key).shape[1], share)
@@ -229,12 +230,11 @@ def _with_less_curvature(change: Change) -> Change:
         for key, share in zip(pair, one.record.dropped.get(name, (0.0, 0.0)), strict=True)
     ]
     ranks, shares = zip(*factors, strict=True)
-    size = sum(one.nbytes for one in fitted)
     note = (
-        f"curvature of {len(fitted)} tasks, cut to {min(ranks)} to {max(ranks)} eigenvectors a "
-        f"factor: {_size(size)}, beside {_size(change.dense_bytes)} of W_past as matrices; of the "
-        f"traces {statistics.fmean(shares):.1%} in the mean and at most {max(shares):.1%} is left "
-        "to no direction"
+        f"curvature of {len(fitted)} tasks takes {_size(size)}, W_past as matrices "
+        f"{_size(change.dense_bytes)}: up to {max(ranks)} eigenvectors a factor are kept, and of "
+        f"the traces {statistics.fmean(shares):.1%} in the mean and at most {max(shares):.1%} "
+        "cut off"
     )
     return dataclasses.replace(change, curvatures=fitted, notes=(*change.notes, note))
 

@@ -21,7 +21,7 @@ Energy = Literal["sum", "abs", "rss", "curvature"]
 METADATA_KEY = "ella_past"
 # 2 is 1 with curvature, 3 is 2 with curvature that has floors: an earlier reader would leave out
 # what the file is told to protect.
-PLAIN_VERSION, CURVATURE_VERSION, VERSION = 1, 2, 3
+PLAIN_VERSION, CURVATURE_VERSION, FLOORS_VERSION = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Record:
     @property
     def _least_version(self) -> int:
         if any(one.floors for one in self.curvature):
-            return VERSION
+            return FLOORS_VERSION
         if self.curvature or self.energy.kind == "curvature":
             return CURVATURE_VERSION
         return PLAIN_VERSION
@@ -196,10 +196,10 @@ def read_record(metadata: Mapping[str, str], where: object) -> Record:
             f"{where} has a damaged record: {place}: {first['msg']}",
             hint="it was changed by hand; restore it, or accumulate the adapters again",
         ) from error
-    if not PLAIN_VERSION <= record.version <= VERSION:
+    if not PLAIN_VERSION <= record.version <= FLOORS_VERSION:
         raise PastError(
             f"{where} is a W_past file of version {record.version}; this ella reads "
-            f"{PLAIN_VERSION} to {VERSION}",
+            f"{PLAIN_VERSION} to {FLOORS_VERSION}",
             hint="update ella",
         )
     if record.sealed().digest != record.digest:

@@ -259,7 +259,7 @@ def test_tensors_of_no_curvature_are_refused(three: list[Path], tmp_path: Path) 
 ROOM = sum(4 * rows * columns for rows, columns in SHAPES.values())
 
 
-def falling(folder: Path, seed: int, ratio: float) -> Path:
+def falling(folder: Path, seed: int, ratio: float, floor: float = 0.0) -> Path:
     """Eight columns a factor, each `ratio` of the one before, as eigenvectors fall off."""
     adapter = read_adapter(folder)
     generator = torch.Generator().manual_seed(seed)
@@ -268,6 +268,8 @@ def falling(folder: Path, seed: int, ratio: float) -> Path:
         name: Kronecker(
             torch.randn(rows, 8, generator=generator) * fall,
             torch.randn(columns, 8, generator=generator) * fall,
+            floor,
+            floor,
         )
         for name, (rows, columns) in SHAPES.items()
     }
@@ -275,11 +277,12 @@ def falling(folder: Path, seed: int, ratio: float) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.04])
 @pytest.mark.parametrize("store", STORES)
 def test_curvatures_that_fall_off_take_no_more_than_the_matrices(
-    store: str, make_adapter: MakeAdapter, tmp_path: Path
+    store: str, floor: float, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
-    folders = [falling(make_adapter(f"task{i}", i), i, 0.2) for i in range(12)]
+    folders = [falling(make_adapter(f"task{i}", i), i, 0.2, floor) for i in range(12)]
     path = tmp_path / "w"
     least: list[int] = []
     notes: tuple[str, ...] = ()
@@ -298,7 +301,7 @@ def test_curvatures_that_fall_off_take_no_more_than_the_matrices(
     # As many as there is room for, and the note says so.
     each = sum(2 * (rows + columns) for rows, columns in SHAPES.values())
     assert each * 12 * (max(widths) + 1) > ROOM
-    assert any(f"to {max(widths)} eigenvectors a factor" in note for note in notes), notes
+    assert any(f"up to {max(widths)} eigenvectors a factor" in note for note in notes), notes
     # What is left are the leading columns, and the record knows the share of the others.
     for folder, kept, width in zip(folders, past.curvatures, widths, strict=True):
         whole = read_curvature(read_adapter(folder))
@@ -308,17 +311,44 @@ def test_curvatures_that_fall_off_take_no_more_than_the_matrices(
             less = kept.kronecker(name)
             assert torch.equal(less.u, u[:, :width])
             assert torch.equal(less.v, v[:, :width])
-            for share, floor, factor in zip(
+            for share, found, factor in zip(
                 kept.record.dropped[name], (less.u_floor, less.v_floor), (u, v), strict=True
             ):
                 gone = float(factor[:, width:].double().square().sum())
                 assert share == pytest.approx(gone / float(factor.double().square().sum()))
                 # What was cut off is spread evenly.
-                assert floor == pytest.approx(gone / len(factor), rel=1e-6)
+                assert found == pytest.approx(floor + gone / len(factor), rel=1e-6)
             assert less.trace == pytest.approx(whole.kronecker(name).trace, rel=1e-6)
     # The adapters keep all of theirs: a past made anew of fewer tasks has them again.
     accumulate(folders[:2], tmp_path / "two", store=store)  # type: ignore[arg-type]
     assert read_past(tmp_path / "two").curvatures[0].entry(f"curvature/0/{Q}.U").shape[1] == 8
+
+
+def test_those_that_fall_off_make_room_for_those_that_do_not(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    ratios = [1.0] * 2 + [0.2] * 8
+    folders = [falling(make_adapter(f"t{i}", i), i, ratio) for i, ratio in enumerate(ratios)]
+    accumulate(folders, tmp_path / "w")
+    kept = read_past(tmp_path / "w").curvatures
+    assert sum(one.nbytes for one in kept) <= ROOM
+    assert [one.entry(one.keys[Q][0]).shape[1] for one in kept] == [8] * 2 + [1] * 8
+
+
+def test_a_past_from_before_floors_is_read_and_goes_on(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    old = falling(make_adapter("old", 0), 0, 1.0)
+    assert of_adapter(old).u_floor == 0
+    record = accumulate([old], tmp_path / "w").past.record
+    assert (record.version, record.curvature[0].version) == (2, 1)
+    new = measured(make_adapter("new", 1), 1)
+    past = accumulate([new], tmp_path / "w").past
+    past.verify()
+    assert (past.record.version, [one.version for one in past.record.curvature]) == (3, [1, 2])
+    expected = product([of_adapter(old), of_adapter(new)])
+    assert torch.equal(product(past.curvature(Q)), expected)
+    assert accumulate([], tmp_path / "w", drop=["new"]).past.record.version == 2
 
 
 @pytest.mark.parametrize(("ratio", "width"), [(1.0, 8), (0.5, 3)])
