@@ -74,7 +74,7 @@ class ModuleCurvature:
 
     Attributes:
         share: of the task's trace, Σ tr G tr C over modules.
-        g_rank, c_rank: effective ranks, exp of the entropy of the eigenvalues.
+        g_rank, c_rank: effective ranks, exp of the entropy of the eigenvalues above the floor.
         g_dropped, c_dropped: shares of the traces that truncation cut off; None if not known.
     """
 

@@ -7,8 +7,8 @@
 with G_t = U_t U_tᵀ + γ_t I (M, M) and C_t = V_t V_tᵀ + κ_t I (N, N) of one past task each; S and H
 are (R, R). ΔW is never built, and a sum over tasks stays a sum of Kronecker products, which no
 single product equals. Each U and V is read twice: about 8 K R (M + N) flops a module for K columns
-in all, and no memory but (K, R) and (R, K); the floors γ and κ cost R² (M + N) once. Modules of
-equal shape are one batched product; its tasks are padded to the most columns.
+in all, and beside them only (K, R) and (R, K) are kept; the floors γ and κ cost R² (M + N) once.
+Modules of equal shape are one batched product; its tasks are padded to the most columns.
 
 Source: Martens & Grosse 2015 (Kronecker-factored curvature), Ritter et al. 2018 (in continual
 learning); docs/method.md derives the form for LoRA.
@@ -47,7 +47,7 @@ class Kronecker:
             if factor.ndim != 2 or not factor.is_floating_point():
                 raise ShapeError(
                     f"{letter} is {factor.dtype} {tuple(factor.shape)}, not a float matrix",
-                    hint="U is (M, K) with G = U Uᵀ, V is (N, K) with C = V Vᵀ",
+                    hint="U is (M, K) with G = U Uᵀ + γ I, V is (N, K) with C = V Vᵀ + κ I",
                 )
         if self.u.device != self.v.device:
             raise ShapeError(

@@ -145,5 +145,5 @@ def _table(tasks: tuple[TaskCurvature, ...]) -> Table:
         f"the {_WORST} modules with most of it, by task",
         ("task", "module", "share", "rank of G", "rank of C", "G dropped", "C dropped"),
         tuple(rows),
-        note="ranks are effective ranks, exp of the entropy of the eigenvalues",
+        note="ranks are effective ranks, exp of the entropy of the eigenvalues above the floor",
     )
