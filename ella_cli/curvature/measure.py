@@ -35,7 +35,7 @@ COHERENCE = 6.0
 
 # Rows that were not looked at need other directions too, and an optimiser finds those that the
 # measured rows left free. This share of each trace is spread evenly. Without it answers moved 10
-# to 20 times as far as predicted at λ = 10, with it 2 to 7 times (docs/results.md).
+# to 20 times as far as predicted at λ = 10, with it 2 to 10 times (docs/results.md).
 SHRINKAGE = 0.3
 
 
