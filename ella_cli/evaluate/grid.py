@@ -84,18 +84,19 @@ def evaluate_grid(
     """
     if fingerprint is None:
         fingerprint = load().fingerprint
-    keys = [
-        {i: _key(fingerprint, stage, tasks[i], settings) for i in _chosen(stage, tasks)}
-        for stage in stages
-    ]
+    keys = [[_key(fingerprint, stage, task, settings) for task in tasks] for stage in stages]
+    # What is there is shown, asked for or not.
     grid = [
-        [_finished(_path(folder, stage, task), own.get(i)) for i, task in enumerate(tasks)]
+        [_finished(_path(folder, stage, task), key) for task, key in zip(tasks, own, strict=True)]
         for stage, own in zip(stages, keys, strict=True)
     ]
     # All have to have looked before one adds a cell.
     processes.wait()
     missing = _share(
-        [[i for i in own if row[i] is None] for own, row in zip(keys, grid, strict=True)]
+        [
+            [i for i in _chosen(stage, tasks) if row[i] is None]
+            for stage, row in zip(stages, grid, strict=True)
+        ]
     )
     rows_left = sum(len(tasks[i].test) for cells in missing for i in cells)
     advance = progress.begin("score", rows_left) if rows_left else _nobody
@@ -117,7 +118,8 @@ def evaluate_grid(
         processes.wait()
         for stage, own, row in zip(stages, keys, grid, strict=True):
             row[:] = [
-                _finished(_path(folder, stage, task), own.get(i)) for i, task in enumerate(tasks)
+                _finished(_path(folder, stage, task), key)
+                for task, key in zip(tasks, own, strict=True)
             ]
     return grid
 
@@ -213,8 +215,8 @@ def _path(folder: Path, stage: Stage, task: Task) -> Path:
     return folder / stage.name / f"{task.spec.name}.json"
 
 
-def _finished(path: Path, key: str | None) -> Cell | None:
-    if key is None or not path.is_file():
+def _finished(path: Path, key: str) -> Cell | None:
+    if not path.is_file():
         return None
     document = files.read_json(path)
     if document.get("key") != key:

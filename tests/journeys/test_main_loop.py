@@ -128,6 +128,9 @@ def test_the_figures_need_only_some_cells_and_the_rest_can_follow(
     for figure in ("oa", "bwt", "learned", "fwt_zero_shot"):
         assert some[figure] == whole[figure] is not None
     assert kept.stat().st_mtime_ns == written
+    # What is there is shown, though only some of it is asked for.
+    again = json.loads(ella("eval", "--run", "run", "--cells", "figures", "--json").stdout)
+    assert again["matrix"] == whole["matrix"]
 
 
 def test_a_first_stage_taken_from_another_run_changes_no_result(
