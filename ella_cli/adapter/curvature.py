@@ -85,7 +85,7 @@ class Curvature:
             u, v = (_each_past(self.factor(key), rank) for key in pair)
             gamma, kappa = self.record.floors_of(name)
             floors[name] = (gamma + u, kappa + v)
-        record = self.record.with_floors(floors, dropped=dropped)
+        record = replace(self.record, dropped=dropped).with_floors(floors)
         less = replace(self, rank=rank, record=record)
         return replace(less, record=replace(record, digest=_digest(less)))
 

@@ -53,13 +53,11 @@ class CurvatureRecord:
     digest: str = ""
     version: int = PLAIN_VERSION
 
-    def with_floors(
-        self, floors: Mapping[str, tuple[float, float]], **changes: object
-    ) -> CurvatureRecord:
+    def with_floors(self, floors: Mapping[str, tuple[float, float]]) -> CurvatureRecord:
         """The same with these floors, of the version that they need."""
         above = {name: pair for name, pair in floors.items() if any(pair)}
         version = max(self.version, FLOORS_VERSION) if above else self.version
-        return replace(self, floors=above, version=version, **changes)  # type: ignore[arg-type]
+        return replace(self, floors=above, version=version)
 
     def floors_of(self, name: str) -> tuple[float, float]:
         return self.floors.get(name, (0.0, 0.0))
@@ -69,6 +67,10 @@ RECORD = TypeAdapter(CurvatureRecord)
 
 
 def read_record(text: str | None, path: Path) -> CurvatureRecord:
+    """
+    Raises:
+        AdapterError: there is none, it is not sound, or it is of a later version.
+    """
     try:
         record = RECORD.validate_json(text or "")
     except ValidationError as error:

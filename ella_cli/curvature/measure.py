@@ -34,8 +34,8 @@ from ella_cli.progress import Advance
 COHERENCE = 6.0
 
 # Rows that were not looked at need other directions too, and an optimiser finds those that the
-# measured rows left free. This share of each trace is spread evenly. Without it answers moved 10
-# to 20 times as far as predicted at λ = 10, with it 2 to 10 times (docs/results.md).
+# measured rows left free, so this share of each trace is spread evenly. Provisional: it ranks
+# penalised updates better, and costs learning on a small model (docs/decisions/0007).
 SHRINKAGE = 0.3
 
 

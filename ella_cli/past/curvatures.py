@@ -24,7 +24,7 @@ from ella_cli.past.record import Record
 _PREFIX = "curvature/"
 
 # Of the traces, in the mean. A model of width 64 kept its 20 tasks with 7 % cut off as well as with
-# 1 %, and less of them with 16 % (docs/results.md).
+# 1 %, and fewer of them with 16 % (docs/results.md).
 MOST_DROPPED = 0.05
 
 
@@ -61,10 +61,10 @@ def curvature_layout(curvatures: Sequence[Curvature]) -> dict[str, Entry]:
 
 
 def fit_curvatures(curvatures: Sequence[Curvature], room: int) -> tuple[Curvature, ...]:
-    """The curvatures, none with more than one rank for all, so that they fit into `room` bytes.
+    """The curvatures, cut to one rank for all so that they fit into `room` bytes.
 
-    Each keeps as many columns as it needs for `MOST_DROPPED`, whatever the room. What was cut off
-    before stays off: an early task may have fewer columns than a late one.
+    Each keeps as many columns as it needs for `MOST_DROPPED`, whatever that rank and the room. What
+    was cut off before stays off: an early task may have fewer columns than a late one.
 
     Raises:
         AdapterError: one that must be truncated is damaged.

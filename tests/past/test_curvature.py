@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -168,6 +168,13 @@ def test_compaction_and_a_dense_copy_keep_the_curvatures(
     assert torch.equal(product(copy.curvature(Q)), before)
 
 
+def _use_of(place: str, adapters: list[Path], folder: Path) -> Callable[[], object]:
+    """Reads all of the past `w`, or of the adapters."""
+    if place == "past":
+        return read_past(folder / "w").verify
+    return partial(accumulate, adapters, folder / "other")
+
+
 @pytest.mark.parametrize("place", ["adapter", "past"])
 def test_a_floor_changed_by_hand_is_noticed(place: str, three: list[Path], tmp_path: Path) -> None:
     accumulate(three, tmp_path / "w")
@@ -176,11 +183,7 @@ def test_a_floor_changed_by_hand_is_noticed(place: str, three: list[Path], tmp_p
     assert b"[0.2,0.1]" in data
     # Of equal length, so that all else stays where it was.
     path.write_bytes(data.replace(b"[0.2,0.1]", b"[0.3,0.1]"))
-    use = (
-        partial(accumulate, three, tmp_path / "other")
-        if place == "adapter"
-        else read_past(path).verify
-    )
+    use = _use_of(place, three, tmp_path)
     with pytest.raises(AdapterError, match="does not match its digest"):
         use()
 
@@ -204,11 +207,7 @@ def test_one_flipped_bit_is_noticed(place: str, three: list[Path], tmp_path: Pat
     data = bytearray(path.read_bytes())
     data[-1] ^= 1  # curvatures come last in a past
     path.write_bytes(data)
-    use = (
-        partial(accumulate, three, tmp_path / "other")
-        if place == "adapter"
-        else read_past(path).verify
-    )
+    use = _use_of(place, three, tmp_path)
     with pytest.raises(AdapterError, match="does not match its digest"):
         use()
     assert not (tmp_path / "other").exists()
