@@ -2,7 +2,7 @@
 
     python -m benchmarks.compiled        prints the tables and writes benchmarks/results/compiled.md
 
-Nothing here was run on a device. Registers, spills, shared memory and copies in flight are read
+Nothing here is run on a device. Registers, spills, shared memory and copies in flight are read
 from the compiled code. Bytes and flops are counted. The floors divide them by data-sheet rates;
 they say what cannot be beaten, not what is reached.
 """
@@ -22,7 +22,14 @@ from typing import Any
 import triton
 
 from ella_cli.files import write_text
-from ella_cli.kernels.schedule import LONGEST_ITEM, SUM_COLUMNS, SUM_SLOTS, Blocks, blocks_for
+from ella_cli.kernels.schedule import (
+    LONGEST_ITEM,
+    SUM_COLUMNS,
+    SUM_SLOTS,
+    Blocks,
+    blocks_for,
+    padded_rank,
+)
 
 ROOT = Path(__file__).parents[1]
 # How long memory takes to answer under load; assumed, the same for all.
@@ -115,9 +122,9 @@ def bytes_an_element(blocks: Blocks, rank: int, item_bytes: int) -> float:
     return item_bytes + 8 * rank / blocks.columns + 8 * rank / LONGEST_ITEM
 
 
-def flops_an_element(rank: int, precision: str) -> int:
-    """As issued: matrix units take 16 rows where ∂/∂A has R = 8."""
-    return 6 * rank if precision == "ieee" else 4 * rank + 2 * max(16, rank)
+def flops_an_element(rank: int) -> int:
+    """As issued: three products over the padded rank."""
+    return 6 * padded_rank(rank)
 
 
 def need_lines(jobs: Sequence[tuple[str, Job]], needs: Sequence[dict[str, int]]) -> list[str]:
@@ -154,7 +161,7 @@ def floor_lines(rank: int = 8) -> list[str]:
         for label, precision, item_bytes in (("bf16, tf32", "tf32", 2), ("fp32, ieee", "ieee", 4)):
             blocks = blocks_for(rank, precision, factored=False)
             moved = bytes_an_element(blocks, rank, item_bytes)
-            flops = flops_an_element(rank, precision)
+            flops = flops_an_element(rank)
             memory = elements * moved / part.bytes_per_second
             units = elements * flops / (part.tf32 if precision == "tf32" else part.fp32)
             share = elements * item_bytes / part.bytes_per_second / max(memory, units)
@@ -180,10 +187,10 @@ def main() -> None:
     ]
     needs = compile_all([what for _, what in jobs])
     lines = [
-        "# The Triton kernels, compiled and not run",
+        "# The Triton kernels, compiled",
         "",
-        f"Triton {triton.__version__}, ahead of time; no device was at hand. "
-        "Made by `python -m benchmarks.compiled`.",
+        f"Triton {triton.__version__}, ahead of time, for parts that need not be there. "
+        "Made by `python -m benchmarks.compiled`; docs/results.md has what an H100 took.",
         "",
         *need_lines(jobs, needs),
         "",

@@ -54,48 +54,46 @@ class Schedule:
     da_offsets: tuple[int, ...]
 
 
-# Measured by ahead-of-time compilation for sm_80, sm_90 and sm_100 (tests/kernels/test_aot.py):
-# the widest columns that spill no register. Wide columns matter most, for each strip of columns
-# writes ∂/∂B once: 8 R / (bytes of an element · columns) of the traffic of W_past.
+# Rank 16 (and below) and 32: the fastest of 86 tried on an H100 that keep within 99 KB of shared
+# memory, which smaller parts have (docs/results.md); 64 columns a warp, even where a few registers
+# spill. Larger ranks: the widest columns that spill little when compiled ahead of time. Wide
+# columns matter, for each strip of them writes ∂/∂B once: 8 R / (bytes of an element · columns) of
+# the traffic of W_past.
 _TENSOR_CORES = {
-    8: Blocks(16, 512, 8, 16, 8, 8, 3),
-    16: Blocks(16, 256, 16, 16, 8, 8, 3),
-    32: Blocks(16, 128, 32, 16, 8, 8, 3),
+    16: Blocks(16, 256, 16, 16, 4, 4, 3),
+    32: Blocks(16, 128, 32, 16, 2, 2, 2),
     64: Blocks(16, 64, 64, 16, 4, 8, 2),
     128: Blocks(16, 32, 128, 16, 2, 8, 2),
     256: Blocks(16, 32, 256, 16, 1, 8, 2),
 }
 _FLOAT32_UNITS = {
-    8: Blocks(16, 256, 8, 16, 8, 8, 2),
-    16: Blocks(16, 64, 16, 16, 4, 4, 2),
+    16: Blocks(16, 128, 16, 16, 2, 2, 3),
     32: Blocks(16, 64, 32, 16, 4, 4, 2),
     64: Blocks(16, 64, 64, 16, 4, 8, 2),
     128: Blocks(16, 32, 128, 16, 2, 8, 2),
     256: Blocks(16, 16, 256, 16, 1, 8, 1),
 }
-
-
-# The tiled kernel holds a block of P and of Q besides: narrower where that would spill.
-_NARROWER_IF_TILED = {
-    ("tf32", 8): Blocks(16, 256, 8, 16, 8, 8, 1),
+# The tiled kernel holds a block of P and of Q besides.
+_IF_TILED = {
+    ("tf32", 16): Blocks(16, 256, 16, 16, 4, 4, 1),
+    ("tf32", 32): Blocks(16, 128, 32, 16, 8, 8, 1),
     ("tf32", 256): Blocks(16, 16, 256, 16, 1, 8, 1),
-    ("ieee", 16): Blocks(8, 64, 16, 16, 4, 8, 1),
-    ("ieee", 256): Blocks(8, 16, 256, 16, 1, 8, 1),
+    ("ieee", 16): Blocks(16, 128, 16, 16, 2, 2, 1),
 }
 LARGEST_RANK = 256
 
 
 def padded_rank(rank: int) -> int:
-    """The power of two a kernel is compiled for; 8 is the shortest sum of a matrix unit."""
+    """The power of two a kernel is compiled for; Triton up to 3.7 sums at least 16 products."""
     assert 0 < rank <= LARGEST_RANK, rank
-    return max(8, 1 << (rank - 1).bit_length())
+    return max(16, 1 << (rank - 1).bit_length())
 
 
 def blocks_for(rank: int, precision: str, *, factored: bool) -> Blocks:
     """The tiles of the fused kernel, or (`factored`) of the tiled one."""
     padded = padded_rank(rank)
     blocks = (_TENSOR_CORES if precision == "tf32" else _FLOAT32_UNITS)[padded]
-    return _NARROWER_IF_TILED.get((precision, padded), blocks) if factored else blocks
+    return _IF_TILED.get((precision, padded), blocks) if factored else blocks
 
 
 def make_schedule(

@@ -1,4 +1,4 @@
-"""Compiled for real parts on a machine without one: nothing spills, shared memory suffices."""
+"""Compiled for real parts on a machine without one: shared memory suffices, little spills."""
 
 from __future__ import annotations
 
@@ -8,16 +8,39 @@ from typing import Any
 import pytest
 
 from benchmarks.compiled import PARTS, REDUCTION, compile_all, job
+from ella_cli.kernels.launch import PRECISIONS
+from ella_cli.kernels.schedule import blocks_for
 
 pytest.importorskip("triton")
+
+# Bytes a thread. Tiles that spill more were the fastest on an H100; several KB would not be.
+MOST_SPILLED = 160
+
+# Of `tl.dot`, up to the Triton 3.7 that comes with torch 2.13 for CUDA; 3.9, which is tested here,
+# takes 8 as well.
+SHORTEST_SUM = 16
+
+# Bytes of shared memory a block may have on parts of compute capability 8.6 and 8.9.
+SMALLEST_SHARED = 99 * 1024
 
 
 def assert_fits(jobs: Sequence[dict[str, Any]]) -> list[dict[str, int]]:
     needs = compile_all(jobs)
     for need, what in zip(needs, jobs, strict=True):
-        assert need["stack"] == need["local"] == 0, f"spills: {need} {what}"
+        assert max(need["stack"], need["local"]) <= MOST_SPILLED, f"spills: {need} {what}"
         assert need["shared"] <= PARTS[what["target"]].shared_block, f"shared memory: {need} {what}"
     return needs
+
+
+@pytest.mark.parametrize("rank", [1, 8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("factored", [False, True])
+def test_no_product_is_shorter_than_older_triton_takes(
+    factored: bool, precision: str, rank: int
+) -> None:
+    blocks = blocks_for(rank, precision, factored=factored)
+    sums = (blocks.rank, blocks.columns // blocks.split, blocks.rows, blocks.past_rank)
+    assert min(sums) >= SHORTEST_SUM
 
 
 @pytest.mark.parametrize("target", PARTS)
@@ -31,6 +54,7 @@ def test_kernels_of_the_usual_rank_fit_the_part(target: int) -> None:
         REDUCTION | {"target": target},
     ]
     streamed = assert_fits(jobs)
+    assert all(need["shared"] <= SMALLEST_SHARED for need in streamed)
     # W_past streams past in whole vectors while the block before it is computed.
     assert streamed[0]["async_copies"] > 0
     assert streamed[1]["async_copies"] > 0
