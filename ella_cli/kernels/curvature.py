@@ -131,18 +131,22 @@ class CurvaturePlan:
         """Values (modules,), ∂/∂B and ∂/∂A of every module; all finite."""
         dtype = compute_dtype(*bs, *as_)
         values = torch.zeros(len(bs), dtype=dtype, device=bs[0].device)  # (modules,)
-        dbs = [torch.zeros_like(b, dtype=dtype) for b in bs]
-        das = [torch.zeros_like(a, dtype=dtype) for a in as_]
+        dbs: dict[int, Tensor] = {}
+        das: dict[int, Tensor] = {}
         for batch in self._batches:
             rank = bs[batch.members[0]].shape[1]
             b = torch.stack([bs[i].detach().to(dtype) for i in batch.members])  # (S, M, R)
             a = torch.stack([as_[i].detach().to(dtype) for i in batch.members])  # (S, R, N)
             value, db, da = _batch_terms(batch, b, a, rank, dtype)
             values[list(batch.members)] = value
-            for i, one_db, one_da in zip(batch.members, db, da, strict=True):
-                dbs[i], das[i] = one_db, one_da
-        check_finite(self.names, values, dbs, das, "the curvature")
-        return values, dbs, das
+            dbs |= zip(batch.members, db, strict=True)
+            das |= zip(batch.members, da, strict=True)
+        for i in range(len(bs)):
+            if i not in dbs:
+                dbs[i], das[i] = (torch.zeros_like(one[i], dtype=dtype) for one in (bs, as_))
+        in_order = [dbs[i] for i in range(len(bs))], [das[i] for i in range(len(bs))]
+        check_finite(self.names, values, *in_order, "the curvature")
+        return values, *in_order
 
 
 def _batch_terms(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ella_cli.errors import NonFiniteError, ShapeError
 from ella_cli.kernels import Kronecker, plan_curvature
@@ -135,3 +137,33 @@ def test_no_modules_are_no_penalty() -> None:
     total, values = plan_curvature([], [], [])([], [])
     assert float(total) == 0
     assert values.shape == (0,)
+
+
+class _Launches(TorchDispatchMode):
+    """Counts what would be launched on a device: all but views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view and func.name() not in _WITHOUT_A_LAUNCH
+        return func(*args, **(kwargs or {}))
+
+
+_WITHOUT_A_LAUNCH = {"aten::detach", "aten::_unsafe_view", "aten::empty.memory_format"}
+
+
+@pytest.mark.parametrize("modules", [3, 30])
+def test_launches_grow_with_shapes_and_not_with_modules(modules: int) -> None:
+    shapes = [(11, 29), (7, 29)]
+    wanted = [shapes[i % 2] for i in range(2 * modules)]
+    plan = plan_curvature(
+        [_terms(*shape, [(5, 3), (4, 6)], seed=i) for i, shape in enumerate(wanted)],
+        wanted,
+        [0.5] * len(wanted),
+    )
+    bs = [_normal(m, 4, seed=i).requires_grad_() for i, (m, _) in enumerate(wanted)]
+    as_ = [_normal(4, n, seed=i).requires_grad_() for i, (_, n) in enumerate(wanted)]
+    with _Launches() as launches:
+        plan(bs, as_)[0].backward()
+    # About forty products, sums and copies a shape.
+    assert launches.count < 50 * len(shapes)
