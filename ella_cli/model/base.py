@@ -103,6 +103,8 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
     target = torch.device(default_device() if device == "auto" else device)
     if target == torch.device("cuda"):
         target = torch.device("cuda", processes.local_rank())
+    if target.type == "cuda":
+        leave_cudnn_attention()
     processes.join(cpu=target.type == "cpu")
     # What has to be unpacked is unpacked once.
     with processes.main_first():
@@ -149,6 +151,15 @@ def _sample(weight: Tensor) -> Tensor:
     # bf16 first, so that an fp32 and a bf16 load of the same file agree to the bit.
     sampled: Tensor = flat[::stride].to(torch.bfloat16).to("cpu", torch.float32)  # (~1024,)
     return sampled
+
+
+def leave_cudnn_attention() -> None:
+    """Lets CUDA attend through the other kernels, for the whole process.
+
+    With a mask, and so with any padding, cuDNN's gradient is NaN at some lengths; a quarter of the
+    first runs on an H100 died of it (pytorch#196678, docs/results.md).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def default_device() -> str:

@@ -1,0 +1,44 @@
+"""What loading a base model settles besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ella_cli.model.base import leave_cudnn_attention, load_base
+
+
+@pytest.fixture
+def cudnn_attention() -> Iterator[None]:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.usefixtures("cudnn_attention")
+def test_only_cudnn_attention_is_left() -> None:
+    others = torch.backends.cuda.mem_efficient_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()
+    leave_cudnn_attention()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert others == (
+        torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.backends.cuda.math_sdp_enabled(),
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cudnn_attention")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_on_cuda_attends_without_cudnn(tiny_llama: Path) -> None:
+    load_base(str(tiny_llama), device="cuda")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.usefixtures("cudnn_attention")
+def test_a_model_on_the_cpu_leaves_it_alone(tiny_llama: Path) -> None:
+    load_base(str(tiny_llama), device="cpu")
+    assert torch.backends.cuda.cudnn_sdp_enabled()
