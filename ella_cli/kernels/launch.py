@@ -73,16 +73,31 @@ def _aligned(past: Tensor) -> bool:
 
 
 class Launch:
-    """One group of modules: its schedule, and the address table it was last called with."""
+    """One group of modules: its schedule, and the address table it was last called with.
+
+    Args:
+        group: of `group_of`, the same for all modules.
+        pasts: of each module.
+        ranks: of each module's update.
+        scales: alpha / R of each module.
+        blocks: other tiles than the usual ones of `blocks_for`.
+    """
 
     def __init__(
-        self, group: Group, pasts: Sequence[Past], ranks: Sequence[int], scales: Sequence[float]
+        self,
+        group: Group,
+        pasts: Sequence[Past],
+        ranks: Sequence[int],
+        scales: Sequence[float],
+        *,
+        blocks: Blocks | None = None,
     ) -> None:
         *_, self._factored, self._aligned, self._precision, padded = group
         self._pasts = [_one_dtype(past) for past in pasts]
         self._shapes = [(*past.shape, rank) for past, rank in zip(pasts, ranks, strict=True)]
         self._device = pasts[0].device
-        self._blocks: Blocks = blocks_for(padded, self._precision, factored=self._factored)
+        usual = blocks_for(padded, self._precision, factored=self._factored)
+        self._blocks = usual if blocks is None else blocks
         self._schedule: Schedule = make_schedule(
             self._shapes, scales, self._blocks, _processors(self._device), self._device
         )
