@@ -105,7 +105,8 @@ def _rates(settings: RunSettings, flops: float | None, bandwidth: float | None) 
         ) from error
     if flops is None and bandwidth is None:
         return here
-    return Rates(flops or here.flops, bandwidth or here.bandwidth, "given in part, else measured")
+    partly = "given in part, else measured"
+    return Rates(flops or here.flops, bandwidth or here.bandwidth, partly, here.call)
 
 
 def _words(made: Plan) -> str:
@@ -160,10 +161,19 @@ def _step(made: Plan) -> Table:
     rates = made.rates
     return Table(
         title="one optimizer step",
-        columns=("flops", "bytes moved", "penalty (s)", "all (s)"),
-        rows=((made.flops * 1.0, made.traffic * 1.0, made.penalty_seconds, made.step_seconds),),
+        columns=("flops", "bytes moved", "operations", "penalty (s)", "all (s)"),
+        rows=(
+            (
+                made.flops * 1.0,
+                made.traffic * 1.0,
+                made.operations,
+                made.penalty_seconds,
+                made.step_seconds,
+            ),
+        ),
         note=f"{made.accumulation} micro-batches; at {rates.flops:.3g} flops and "
-        f"{rates.bandwidth:.3g} bytes a second, {rates.origin}",
+        f"{rates.bandwidth:.3g} bytes a second, {rates.origin}, and {1e6 * rates.call:.2g} µs of "
+        "the host an operation",
     )
 
 

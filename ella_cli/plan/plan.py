@@ -18,7 +18,7 @@ from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.past.record import Store
 from ella_cli.plan.held import Held, HeldCurvature, held_curvature, held_past
-from ella_cli.plan.played import Batch, play_step
+from ella_cli.plan.played import Batch, PlayedStep, play_step
 from ella_cli.plan.rates import Rates
 from ella_cli.plan.skeleton import Skeleton, build_skeleton
 from ella_cli.tasks import resolve_order
@@ -50,7 +50,8 @@ class Plan:
         curvature: what the tasks' curvatures take beside it; None where none is measured.
         flops: of one optimizer step, all micro-batches.
         traffic: bytes read and written in one optimizer step.
-        step_seconds: an estimate: flops and traffic at `rates`, plus the penalty.
+        operations: what the host calls or launches in it, the penalty and the optimizer aside.
+        step_seconds: an estimate: flops, traffic and calls at `rates`, plus the penalty.
     """
 
     model: str
@@ -70,6 +71,7 @@ class Plan:
     curvature: HeldCurvature | None
     flops: int
     traffic: int
+    operations: int
     penalty_seconds: float
     step_seconds: float
     rates: Rates
@@ -133,7 +135,7 @@ def make_plan(
     penalty = (protects or past) if method.name == "ella" and earlier else None
     rounds = settings.gradient_accumulation_steps
     penalty_seconds = _penalty_seconds(penalty, rates)
-    micro = played.flops / rates.flops + played.traffic / rates.bandwidth
+    micro = _micro_seconds(played, rates, device)
     return Plan(
         model=settings.model,
         kind=skeleton.kind,
@@ -152,6 +154,7 @@ def make_plan(
         curvature=curvature,
         flops=rounds * played.flops,
         traffic=rounds * played.traffic,
+        operations=rounds * played.operations,
         penalty_seconds=penalty_seconds,
         step_seconds=rounds * micro + penalty_seconds,
         rates=rates,
@@ -180,6 +183,13 @@ def _batch(settings: RunSettings, tokens: int | None, answers: int | None) -> Ba
             hint="--tokens counts prompt and answer together; give more of them",
         )
     return Batch(settings.per_device_train_batch_size, longest, wanted)
+
+
+def _micro_seconds(played: PlayedStep, rates: Rates, device: torch.device) -> float:
+    work = played.flops / rates.flops + played.traffic / rates.bandwidth
+    calls = played.operations * rates.call
+    # A GPU works while the host goes on to call: the slower of the two is what is waited for.
+    return max(work, calls) if device.type == "cuda" else work + calls
 
 
 def _penalty_seconds(penalty: Held | HeldCurvature | None, rates: Rates) -> float:

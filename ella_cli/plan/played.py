@@ -48,11 +48,13 @@ class PlayedStep:
         activations: bytes alive at the peak beyond weights, LoRA pairs and their gradients.
         flops: of all matrix products, forward and backward; a multiply-add is two.
         traffic: bytes that all operations read and write.
+        operations: what the host calls or launches, views aside.
     """
 
     activations: int
     flops: int
     traffic: int
+    operations: int
 
 
 def play_step(skeleton: Skeleton, batch: Batch, *, device: str = "cpu") -> PlayedStep:
@@ -71,7 +73,7 @@ def play_step(skeleton: Skeleton, batch: Batch, *, device: str = "cpu") -> Playe
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     model.zero_grad(set_to_none=True)
     activations = max(0, counter.peak - gradients)
-    return PlayedStep(activations, counter.flops, counter.traffic)
+    return PlayedStep(activations, counter.flops, counter.traffic, counter.operations)
 
 
 def _inputs(skeleton: Skeleton, batch: Batch, labels: Tensor) -> dict[str, Any]:
@@ -122,11 +124,11 @@ class _FusedAttention(TorchFunctionMode):
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the storages that live, their peak, the bytes that pass, and the flops."""
+    """Bytes of the storages that live, their peak, the bytes that pass, flops and operations."""
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = self.traffic = self.flops = self._alive = 0
+        self.peak = self.traffic = self.flops = self.operations = self._alive = 0
         self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
 
     def __torch_dispatch__(
@@ -140,6 +142,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not func.is_view:
             read = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
             self.traffic += sum(t.nbytes for t in (*read, *made))
+            self.operations += 1
         for tensor in made:
             self._born(tensor.untyped_storage())
         return out

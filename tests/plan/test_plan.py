@@ -32,6 +32,23 @@ def _size(plan: Plan, name: str) -> int:
     return part.bytes
 
 
+def test_small_steps_take_the_host_s_time(tiny_llama: Path) -> None:
+    """A GPU works while the host calls on, so the slower counts; a CPU does both in turn."""
+    step = {}
+    for device in ("cpu", "cuda"):
+        settings = RunSettings(
+            model=str(tiny_llama), dtype="float32", device=device, method="inclora"
+        )
+        for call in (0.0, 1.0):
+            rates = Rates(1e12, 1e11, "given", call)
+            step[device, call] = made = make_plan(settings, rates, process_bytes=0)
+            assert made.operations > 100
+    for device in ("cpu", "cuda"):
+        work, calls = step[device, 0.0].step_seconds, step[device, 1.0].operations
+        expected = calls if device == "cuda" else work + calls
+        assert work < 1 < step[device, 1.0].step_seconds == pytest.approx(expected)
+
+
 def test_the_past_of_t5_large_is_as_large_as_its_modules_say() -> None:
     factored, dense = (
         held_past(T5_LARGE, 8, 10, store=store, device=CPU) for store in ("factored", "dense")
