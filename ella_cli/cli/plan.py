@@ -156,6 +156,7 @@ def _pasts(made: Plan) -> Table:
 
 
 def _step(made: Plan) -> Table:
+    from ella_cli.plan.rates import ASSUMED_CALL
     from ella_cli.report.document import Table
 
     rates = made.rates
@@ -172,8 +173,8 @@ def _step(made: Plan) -> Table:
             ),
         ),
         note=f"{made.accumulation} micro-batches; at {rates.flops:.3g} flops and "
-        f"{rates.bandwidth:.3g} bytes a second, {rates.origin}, and {1e6 * rates.call:.2g} µs of "
-        "the host an operation",
+        f"{rates.bandwidth:.3g} bytes a second, {rates.origin}, and {1e6 * rates.call:.0f} µs of "
+        f"the host an operation{', assumed' if rates.call == ASSUMED_CALL else ''}",
     )
 
 

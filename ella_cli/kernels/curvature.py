@@ -131,22 +131,21 @@ class CurvaturePlan:
         """Values (modules,), ∂/∂B and ∂/∂A of every module; all finite."""
         dtype = compute_dtype(*bs, *as_)
         values = torch.zeros(len(bs), dtype=dtype, device=bs[0].device)  # (modules,)
-        dbs: dict[int, Tensor] = {}
-        das: dict[int, Tensor] = {}
+        dbs, das = [torch.empty(0)] * len(bs), [torch.empty(0)] * len(as_)
         for batch in self._batches:
             rank = bs[batch.members[0]].shape[1]
             b = torch.stack([bs[i].detach().to(dtype) for i in batch.members])  # (S, M, R)
             a = torch.stack([as_[i].detach().to(dtype) for i in batch.members])  # (S, R, N)
             value, db, da = _batch_terms(batch, b, a, rank, dtype)
             values[list(batch.members)] = value
-            dbs |= zip(batch.members, db, strict=True)
-            das |= zip(batch.members, da, strict=True)
-        for i in range(len(bs)):
-            if i not in dbs:
-                dbs[i], das[i] = (torch.zeros_like(one[i], dtype=dtype) for one in (bs, as_))
-        in_order = [dbs[i] for i in range(len(bs))], [das[i] for i in range(len(bs))]
-        check_finite(self.names, values, *in_order, "the curvature")
-        return values, *in_order
+            for i, one_db, one_da in zip(batch.members, db, da, strict=True):
+                dbs[i], das[i] = one_db, one_da
+        measured = {i for batch in self._batches for i in batch.members}
+        for i in set(range(len(bs))) - measured:
+            dbs[i] = torch.zeros_like(bs[i], dtype=dtype)
+            das[i] = torch.zeros_like(as_[i], dtype=dtype)
+        check_finite(self.names, values, dbs, das, "the curvature")
+        return values, dbs, das
 
 
 def _batch_terms(

@@ -98,6 +98,7 @@ class Launch:
         self._device = pasts[0].device
         usual = blocks_for(padded, self._precision, factored=self._factored)
         self._blocks = usual if blocks is None else blocks
+        assert self._blocks.rank >= padded, (self._blocks, padded)
         self._schedule: Schedule = make_schedule(
             self._shapes, scales, self._blocks, _processors(self._device), self._device
         )

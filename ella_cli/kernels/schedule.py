@@ -54,11 +54,11 @@ class Schedule:
     da_offsets: tuple[int, ...]
 
 
-# Rank 16 (and below) and 32: the fastest of 86 tried on an H100 that keep within 99 KB of shared
-# memory, which smaller parts have (docs/results.md); 64 columns a warp, even where a few registers
-# spill. Larger ranks: the widest columns that spill little when compiled ahead of time. Wide
-# columns matter, for each strip of them writes ∂/∂B once: 8 R / (bytes of an element · columns) of
-# the traffic of W_past.
+# Rank 16 (and below), and 32 in tf32: the fastest of those tried on an H100 that keep within 99 KB
+# of shared memory, which smaller parts have (docs/results.md); 64 columns a warp, even where a few
+# registers spill. The others: the widest columns that spill little when compiled ahead of time.
+# Wide columns matter, for each strip of them writes ∂/∂B once: 8 R / (bytes of an element ·
+# columns) of the traffic of W_past.
 _TENSOR_CORES = {
     16: Blocks(16, 256, 16, 16, 4, 4, 3),
     32: Blocks(16, 128, 32, 16, 2, 2, 2),

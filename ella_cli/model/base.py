@@ -85,7 +85,7 @@ class Base:
 
 
 def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base:
-    """Loads model and tokenizer, frozen and in eval mode.
+    """Loads model and tokenizer, frozen and in eval mode; on CUDA, `leave_cudnn_attention` too.
 
     Args:
         source: hub id, folder, `.gguf` file or `smollm2`.
@@ -156,8 +156,8 @@ def _sample(weight: Tensor) -> Tensor:
 def leave_cudnn_attention() -> None:
     """Lets CUDA attend through the other kernels, for the whole process.
 
-    With a mask, and so with any padding, cuDNN's gradient is NaN at some lengths; a quarter of the
-    first runs on an H100 died of it (pytorch#196678, docs/results.md).
+    With a mask, and so with any padding, cuDNN's gradient is NaN at some lengths (pytorch#196678);
+    13 of the first 44 runs on an H100 ended so (docs/results.md).
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 

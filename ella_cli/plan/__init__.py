@@ -2,9 +2,10 @@
 
 skeleton.py   the model with LoRA on it, on the meta device: shapes without weights
 played.py     one training step played through on it, its living tensors and its work counted
+operations.py counts what is called
 held.py       what the past takes in either store
 process.py    what interpreter and libraries take
-rates.py      how fast this machine multiplies and copies
+rates.py      how fast this machine multiplies, copies and calls
 plan.py       the sum of it
 """
 

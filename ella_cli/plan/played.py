@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
+from ella_cli.plan.operations import OperationCounter
 from ella_cli.plan.skeleton import Skeleton
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -123,26 +123,25 @@ class _FusedAttention(TorchFunctionMode):
         return out[0]
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counter(OperationCounter):  # type: ignore[no-untyped-call]
     """Bytes of the storages that live, their peak, the bytes that pass, flops and operations."""
 
     def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = self.traffic = self.flops = self.operations = self._alive = 0
+        super().__init__()
+        self.peak = self.traffic = self.flops = self._alive = 0
         self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         if (count := _FLOPS.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         made = [t for t in tree_iter(out) if isinstance(t, Tensor)]
         if not func.is_view:
             read = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
             self.traffic += sum(t.nbytes for t in (*read, *made))
-            self.operations += 1
         for tensor in made:
             self._born(tensor.untyped_storage())
         return out

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-# Of an operation, where it is not measured.
-USUAL_CALL = 1e-5
+from ella_cli.plan.operations import OperationCounter
+
+# Seconds an operation, where it is not measured: what SmolLM2's steps took on an H100's host, all
+# of whose time went into calling (docs/results.md). Others are several times as fast.
+ASSUMED_CALL = 4e-5
 # What PEFT's layers and the model's own Python take beside bare modules: 7.7 µs an operation of a
 # 260k-parameter Llama with LoRA where these take 5.2, one thread of an EPYC.
 _AROUND_MODULES = 1.5
@@ -36,7 +37,7 @@ class Rates:
     flops: float
     bandwidth: float
     origin: str
-    call: float = USUAL_CALL
+    call: float = ASSUMED_CALL
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
@@ -63,20 +64,11 @@ def _seconds_a_call(device: torch.device) -> float:
         network(x).sum().backward()
 
     step()
-    with _Calls() as counted:  # type: ignore[no-untyped-call]
+    counter = OperationCounter()
+    with counter:
         step()
-    calls: int = counted.calls
-    return 1 / (_per_second(step, device) * calls)
-
-
-class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    calls = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.calls += not func.is_view
-        return func(*args, **(kwargs or {}))
+    steps = _per_second(step, device)
+    return 1 / (steps * counter.operations)
 
 
 def _per_second(work: Callable[[], object], device: torch.device) -> float:

@@ -15,7 +15,7 @@ _NOTABLE = 0.05
 _WORST = 8
 _EVADED = (
     "An optimiser goes where they saw little: expect several times more "
-    "(docs/results.md: 3 to 10, and up to 40 where an estimate has no floor)."
+    "(docs/results.md: 3 to 20, and up to 40 where the answers were drawn)."
 )
 
 

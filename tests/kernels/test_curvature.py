@@ -152,8 +152,7 @@ class _Launches(TorchDispatchMode):
 _WITHOUT_A_LAUNCH = {"aten::detach", "aten::_unsafe_view", "aten::empty.memory_format"}
 
 
-@pytest.mark.parametrize("modules", [3, 30])
-def test_launches_grow_with_shapes_and_not_with_modules(modules: int) -> None:
+def _launches(modules: int) -> int:
     shapes = [(11, 29), (7, 29)]
     wanted = [shapes[i % 2] for i in range(2 * modules)]
     plan = plan_curvature(
@@ -165,5 +164,8 @@ def test_launches_grow_with_shapes_and_not_with_modules(modules: int) -> None:
     as_ = [_normal(4, n, seed=i).requires_grad_() for i, (_, n) in enumerate(wanted)]
     with _Launches() as launches:
         plan(bs, as_)[0].backward()
-    # About forty products, sums and copies a shape.
-    assert launches.count < 50 * len(shapes)
+    return launches.count
+
+
+def test_launches_grow_with_shapes_and_not_with_modules() -> None:
+    assert 0 < _launches(3) == _launches(30)

@@ -20,14 +20,12 @@ def cudnn_attention() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("cudnn_attention")
-def test_only_cudnn_attention_is_left() -> None:
-    others = torch.backends.cuda.mem_efficient_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()
+def test_cudnn_attention_is_switched_off_and_no_other() -> None:
     leave_cudnn_attention()
     assert not torch.backends.cuda.cudnn_sdp_enabled()
-    assert others == (
-        torch.backends.cuda.mem_efficient_sdp_enabled(),
-        torch.backends.cuda.math_sdp_enabled(),
-    )
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.math_sdp_enabled()
 
 
 @pytest.mark.gpu
