@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from typing import NamedTuple
 
@@ -24,9 +25,10 @@ from benchmarks.penalty.__main__ import SETS
 from ella_cli.kernels import Factors
 from ella_cli.kernels.launch import Launch, group_of
 from ella_cli.kernels.operands import Past
-from ella_cli.kernels.schedule import Blocks, padded_rank
+from ella_cli.kernels.schedule import SHORTEST_RANK, Blocks, padded_rank
 
 PAST_RANK = 32
+_ROWS, _COLUMNS, _WARPS = (16, 32, 64), (32, 64, 128, 256, 512), (2, 4, 8)
 Shapes = list[tuple[int, int]]
 _PAUSE_CYCLES = 20_000_000  # over 10 ms: more than the host needs to launch
 
@@ -49,13 +51,12 @@ def kinds(ranks: list[int]) -> list[Kind]:
 
 def candidates(kind: Kind) -> Iterator[Blocks]:
     rank = padded_rank(kind.rank)
-    for rows in (16, 32, 64):
-        for columns in (32, 64, 128, 256, 512):
-            for warps in (2, 4, 8):
-                for stages in (1,) if kind.form == "tiled" else (2, 3, 4):
-                    narrow = columns // warps < 16 or rows * columns > 8192
-                    if not narrow and columns * rank <= 8192:
-                        yield Blocks(rows, columns, rank, 16, warps, warps, stages)
+    depths = (1,) if kind.form == "tiled" else (2, 3, 4)
+    for rows, columns, warps, stages in product(_ROWS, _COLUMNS, _WARPS, depths):
+        # More would not stay in registers.
+        fits = rows * columns <= 8192 and columns * rank <= 8192
+        if fits and columns // warps >= SHORTEST_RANK:
+            yield Blocks(rows, columns, rank, 16, warps, warps, stages)
 
 
 def operands(shapes: Shapes, kind: Kind) -> tuple[list[Tensor], list[Tensor], list[Past]]:

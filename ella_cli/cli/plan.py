@@ -94,7 +94,7 @@ def _rates(settings: RunSettings, flops: float | None, bandwidth: float | None) 
     from ella_cli.plan.plan import placement
 
     if flops is not None and bandwidth is not None:
-        return Rates(flops, bandwidth, "given")
+        return Rates(flops, bandwidth, "given, the last assumed")
     device, dtype = placement(settings)
     try:
         here = measure_rates(device, dtype)
@@ -156,7 +156,6 @@ def _pasts(made: Plan) -> Table:
 
 
 def _step(made: Plan) -> Table:
-    from ella_cli.plan.rates import ASSUMED_CALL
     from ella_cli.report.document import Table
 
     rates = made.rates
@@ -173,8 +172,8 @@ def _step(made: Plan) -> Table:
             ),
         ),
         note=f"{made.accumulation} micro-batches; at {rates.flops:.3g} flops and "
-        f"{rates.bandwidth:.3g} bytes a second, {rates.origin}, and {1e6 * rates.call:.0f} µs of "
-        f"the host an operation{', assumed' if rates.call == ASSUMED_CALL else ''}",
+        f"{rates.bandwidth:.3g} bytes a second and {1e6 * rates.call:.0f} µs of the host an "
+        f"operation: {rates.origin}",
     )
 
 

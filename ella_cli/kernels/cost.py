@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from ella_cli.kernels.form import FUSED, GRAM
+from ella_cli.kernels.schedule import SHORTEST_RANK
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,6 @@ CPU = Rates(1.7e11, 1.5e11, 1.5e10, 7.8e-10, 3e-10, 1.5e-9, 5e-6, one_launch=Fal
 # 8, R_past of 8 to 120; a bf16 past takes a third to a half). A call is what Python and the launch
 # take there: the host is what limits.
 CUDA = Rates(2.3e13, 7e12, 2.4e12, 0.0, 1e-11, 4e-12, 4e-5, one_launch=True)
-
-# What the kernels pad a shorter rank to.
-_SHORTEST_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def seconds(form: str, work: Work, rates: Rates) -> float:
             + 8 * _pairs(past_rank) / rates.stream
         )
         return (work.rows + work.columns) * an_element + (43 + 6 * rank) * rates.call / work.alike
-    padded = max(_SHORTEST_RANK, rank) if rates.one_launch else rank
+    padded = max(SHORTEST_RANK, rank) if rates.one_launch else rank
     an_element = rates.block + 6 * padded / rates.flops
     if form == FUSED:
         an_element += work.past_bytes / rates.stream

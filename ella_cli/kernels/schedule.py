@@ -80,13 +80,15 @@ _IF_TILED = {
     ("tf32", 256): Blocks(16, 16, 256, 16, 1, 8, 1),
     ("ieee", 16): Blocks(16, 128, 16, 16, 2, 2, 1),
 }
+# Triton up to 3.7, which comes with torch 2.13 for CUDA, sums no fewer products than 16.
+SHORTEST_RANK = 16
 LARGEST_RANK = 256
 
 
 def padded_rank(rank: int) -> int:
-    """The power of two a kernel is compiled for; Triton up to 3.7 sums at least 16 products."""
+    """The power of two a kernel is compiled for."""
     assert 0 < rank <= LARGEST_RANK, rank
-    return max(16, 1 << (rank - 1).bit_length())
+    return max(SHORTEST_RANK, 1 << (rank - 1).bit_length())
 
 
 def blocks_for(rank: int, precision: str, *, factored: bool) -> Blocks:

@@ -13,7 +13,7 @@ from ella_cli.plan.operations import OperationCounter
 
 # Seconds an operation, where it is not measured: what SmolLM2's steps took on an H100's host, all
 # of whose time went into calling (docs/results.md). Others are several times as fast.
-ASSUMED_CALL = 4e-5
+_ASSUMED_CALL = 4e-5
 # What PEFT's layers and the model's own Python take beside bare modules: 7.7 µs an operation of a
 # 260k-parameter Llama with LoRA where these take 5.2, one thread of an EPYC.
 _AROUND_MODULES = 1.5
@@ -37,7 +37,7 @@ class Rates:
     flops: float
     bandwidth: float
     origin: str
-    call: float = ASSUMED_CALL
+    call: float = _ASSUMED_CALL
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
