@@ -5,10 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,14 +141,15 @@ def _watch(workers: Sequence[BaseProcess], job: Job, study: Study, progress: Pro
     advance = progress.begin(f"sweep with {len(workers)} workers", len(job.points))
     seen = 0
     while True:
-        alive = any(worker.is_alive() for worker in workers)
+        alive = [worker.sentinel for worker in workers if worker.is_alive()]
         now = len(settled(study, job.points))
         if now > seen:
             advance(now - seen, f"{now} of {len(job.points)} runs")
             seen = now
         if not alive:
             return
-        time.sleep(_LOOK_SECONDS)
+        # Runs that settle are seen in the study; that a worker has ended is told at once.
+        wait(alive, timeout=_LOOK_SECONDS)
 
 
 def _work_quietly(job: Job) -> None:
