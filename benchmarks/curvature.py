@@ -8,7 +8,9 @@ train rows that the run has not seen is measured: the adapters of the later stag
 by thirds of the layers and by kind of module, and random updates of the same norms. `--also` names
 runs with a penalty that began with the same adapters: theirs are the hard ones, for they were
 trained to cost little by such an estimate. Beside each update the prediction of the task's
-curvature is put, and two others: ‖ΔW‖² and the paper's ‖ΔW ⊙ W_past‖².
+curvature is put, and four others: ‖ΔW‖², the paper's ‖ΔW ⊙ W_past‖², and what the whole Fisher
+matrix predicts from as many rows of the task's own, `exact`, and from the unseen ones themselves,
+`exact_unseen`: the most that any curvature of those rows could foretell.
 
 Two rises are measured, both in nats per answer token: `kl`, the divergence from the answers'
 chances before, which is what the prediction approximates; and `rise`, of the loss on the true
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -30,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.exact_rise import exact_rises
 from benchmarks.unseen import with_unseen_rows
 from ella_cli.adapter import Adapter, Update
 from ella_cli.config import RunSettings
@@ -47,6 +51,8 @@ KINDS = ("real", "penalised", "random")
 _SCALES = (0.25, 0.5, 1.0)
 _RANDOM_SCALES = (0.5, 1.0, 2.0)
 _BATCH = 16
+_PROBES = 4
+PREDICTORS = ("predicted", "exact", "exact_unseen", "norm_square", "energy")
 
 
 @dataclass(frozen=True)
@@ -133,26 +139,40 @@ def study(
     for index in tasks if tasks else range(len(adapters) - 1):
         held = with_unseen_rows(stages.order[index], settings, data, count)
         rows = encode_rows(base, [replace(held, train=held.test)], settings)
+        own = encode_rows(base, [held], settings)
         past = Past.of(adapters[: index + 1])
         steps = [steps_of(adapters[index + 1 :], seed=index)]
         steps += [penalised_steps(other, adapters[: index + 1]) for other in also]
-        for point in _points(base, past, rows, chain.from_iterable(steps)):
+        for point in _points(base, past, rows, own, list(chain.from_iterable(steps))):
             points.append({"task": stages.order[index], **point})
             print(json.dumps(points[-1]), flush=True)
     return points
 
 
 def _points(
-    base: Base, past: Past, rows: list[dict[str, list[int]]], steps: Iterator[Step]
+    base: Base,
+    past: Past,
+    rows: list[dict[str, list[int]]],
+    own: list[dict[str, list[int]]],
+    steps: list[Step],
 ) -> Iterator[dict[str, Any]]:
-    """What each step does to the last task of `past`, beside what was predicted."""
+    """What each step does to the last task of `past`, beside what was predicted.
+
+    Args:
+        rows: of that task, unseen.
+        own: of that task, learned.
+    """
     (curvature,) = [c for c in past.curvatures if c.record.adapter == past.tasks[-1].digest]
     terms = {name: curvature.kronecker(name) for name in curvature.names}
     deltas = {name: past.delta(name) for name in past.names}
     with Fold(base.model) as fold:
         fold.set(past.names, deltas.__getitem__)
         before, labels = chances(base, rows)
-        for step in steps:
+        own = random.Random(0).sample(own, curvature.record.rows)
+        tried = [step.updates for step in steps]
+        exact = exact_rises(base, own, tried, probes=_PROBES, seed=0)
+        unseen = exact_rises(base, rows, tried, probes=_PROBES, seed=1)
+        for step, of_own, of_unseen in zip(steps, exact, unseen, strict=True):
             moved = deltas | {
                 name: deltas[name] + _dense(one) for name, one in step.updates.items()
             }
@@ -165,6 +185,8 @@ def _points(
                 "kl": float((before.exp() * (before - now)).sum(-1).mean()),
                 "rise": nll(now, labels) - nll(before, labels),
                 "predicted": math.fsum(rise(one, terms[name]) for name, one in updates),
+                "exact": of_own,
+                "exact_unseen": of_unseen,
                 "norm_square": math.fsum(one.norm**2 for _, one in updates),
                 "energy": math.fsum(
                     float((_dense(one) * deltas[name]).square().sum()) for name, one in updates
@@ -185,7 +207,7 @@ def summary(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         for target in ("kl", "rise"):
             y = [p[target] for p in chosen]
-            for predictor in ("predicted", "norm_square", "energy"):
+            for predictor in PREDICTORS:
                 x = [p[predictor] for p in chosen]
                 slope = sum(a * b for a, b in zip(x, y, strict=True)) / sum(a * a for a in x)
                 ratios = sorted(b / a for a, b in zip(x, y, strict=True))

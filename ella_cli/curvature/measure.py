@@ -11,17 +11,16 @@ their squares. `COHERENCE` is how much that was on real updates, and multiplies 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ella_cli.curvature.estimate import Moments, fisher_probe, low_rank
 from ella_cli.curvature.sketch import PsdSums
+from ella_cli.curvature.tokens import token_gradients, watched
 from ella_cli.errors import NonFiniteError
 from ella_cli.kernels import Kronecker
 from ella_cli.model.base import Base
@@ -90,13 +89,13 @@ def measure_curvature(
     was_training = base.model.training
     base.model.train(False)
     try:
-        with _watched(layers) as seen, torch.enable_grad():
+        with watched(layers) as seen, torch.enable_grad():
             for start in range(0, len(ordered), batch_size):
                 batch = collate(ordered[start : start + batch_size])
                 logits, labels = base.answer_logits(batch)
                 tokens += len(labels)
                 probe = fisher_probe(logits.detach().softmax(-1), generator)
-                looked_at = _tokens(logits, probe, seen)
+                looked_at = token_gradients(logits, probe, seen)
                 for name, (x, g) in looked_at.items():
                     if name not in moments:
                         moments[name] = Moments(
@@ -108,38 +107,6 @@ def measure_curvature(
     finally:
         base.model.train(was_training)
     return _factored(moments, rank, len(ordered), tokens)
-
-
-Tokens = dict[str, tuple[Tensor, Tensor]]
-"""Of each module: inputs x (S, T, N) and gradients g (S, T, M) at its output."""
-
-
-@contextmanager
-def _watched(layers: Mapping[str, nn.Module]) -> Iterator[Tokens]:
-    """Input and output of every layer, filled in by each forward pass."""
-    seen: Tokens = {}
-
-    def forward(name: str, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # The first layers' outputs may depend on nothing that is trained.
-        if not output.requires_grad:
-            output.requires_grad_()
-        seen[name] = (inputs[0].detach(), output)
-
-    handles = [
-        layer.register_forward_hook(partial(forward, name)) for name, layer in layers.items()
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _tokens(logits: Tensor, probe: Tensor, seen: Tokens) -> Tokens:
-    # No parameter's own gradient is asked for, so none is made.
-    outputs = [output for _, output in seen.values()]
-    gradients = torch.autograd.grad(logits, outputs, grad_outputs=probe)
-    return {name: (x, g) for (name, (x, _)), g in zip(seen.items(), gradients, strict=True)}
 
 
 def _factored(moments: Mapping[str, Moments], rank: int, rows: int, tokens: int) -> Measured:

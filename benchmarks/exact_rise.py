@@ -1,0 +1,66 @@
+"""The whole Fisher matrix's prediction, no block and no product in it: what an estimate can reach.
+
+At logits with chances p, probed by d with E[d dᵀ] = diag(p) − p pᵀ, an update moves an example's
+probed logits by s = Σ_modules Σ_tokens g_tᵀ ΔW x_t, and E[½ Σ s²] is its divergence to second
+order: tokens and modules act together as they do. Nothing is stored and nothing can be a penalty,
+for it needs the rows; what it misses, any curvature misses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ella_cli.adapter import Update
+from ella_cli.curvature.estimate import fisher_probe
+from ella_cli.curvature.tokens import Tokens, token_gradients, watched
+from ella_cli.model.base import Base
+
+_BATCH = 8
+
+
+def exact_rises(
+    base: Base,
+    rows: Sequence[Mapping[str, list[int]]],
+    steps: Sequence[Mapping[str, Update]],
+    *,
+    probes: int,
+    seed: int,
+) -> list[float]:
+    """The second-order divergence of each of `steps`, nats per answer token, the model as it is.
+
+    Args:
+        rows: what `Encoder.example` gives.
+        steps: updates by module name, each tried by itself.
+        probes: random signs a row; the mean square of S rows with P probes is uncertain by about
+            √(2 / (S · P)) of itself.
+    """
+    collate, generator = base.collator(), torch.Generator().manual_seed(seed)
+    layers = {
+        name: base.model.get_submodule(name)
+        for name in dict.fromkeys(name for step in steps for name in step)
+    }
+    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    squares, tokens = torch.zeros(len(steps), dtype=torch.float64), 0
+    with watched(layers) as seen, torch.enable_grad():
+        for _ in range(probes):
+            for start in range(0, len(ordered), _BATCH):
+                logits, labels = base.answer_logits(collate(ordered[start : start + _BATCH]))
+                tokens += len(labels)
+                probe = fisher_probe(logits.detach().softmax(-1), generator)
+                looked_at = token_gradients(logits, probe, seen)
+                squares += torch.stack([_moves(step, looked_at).square().sum() for step in steps])
+                seen.clear()
+    return [float(square) / 2 / tokens for square in squares]
+
+
+def _moves(step: Mapping[str, Update], looked_at: Tokens) -> Tensor:
+    """What each example is moved by, (S,) f64."""
+    parts = []
+    for name, update in step.items():
+        x, g = looked_at[name]
+        moved = (g.float() @ update.b) * (x.float() @ update.a.T)  # (S, T, R)
+        parts.append(update.scale * moved.sum(dim=(1, 2), dtype=torch.float64))
+    return torch.stack(parts).sum(dim=0)
