@@ -33,6 +33,8 @@ class CurvatureRecord:
         rows, tokens: training rows looked at, and their answer tokens.
         seed: of the probes.
         coherence: by which G was multiplied, since modules act together.
+        shrinkage: the share of each trace that was spread evenly; None from an ella that had none
+            or did not say.
         dropped: module -> shares of the traces of G and of C whose eigenvectors were cut off.
         floors: module -> γ and κ; none where both are 0.
         digest: over all factors and floors.
@@ -48,6 +50,7 @@ class CurvatureRecord:
     tokens: int = 0
     seed: int = 0
     coherence: float = 1.0
+    shrinkage: float | None = None
     dropped: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     floors: Mapping[str, tuple[Floor, Floor]] = field(default_factory=dict)
     digest: str = ""

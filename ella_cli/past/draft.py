@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,6 +93,7 @@ class Draft:
         held = {task.digest for task in self.tasks}
         curvatures = [one for digest, one in self._curvatures.items() if digest in held]
         self._note_unmeasured(held)
+        self._note_estimates(curvatures)
         return Change(
             base=self._base,
             energy=self.energy,
@@ -121,6 +123,21 @@ class Draft:
             self.notes.append(
                 f"{', '.join(missing)}: no curvature, so protected by --energy sum only; "
                 "`ella measure ADAPTER --task NAME` makes it, then accumulate the adapter again"
+            )
+
+    def _note_estimates(self, curvatures: Sequence[Curvature]) -> None:
+        """One λ weighs all of them, so it should mean the same for all."""
+        records = [curvature.record for curvature in curvatures]
+        others = [
+            one.task
+            for one in records
+            if (one.coherence, one.shrinkage) != (records[-1].coherence, records[-1].shrinkage)
+        ]
+        if others:
+            self.notes.append(
+                f"the curvature of {', '.join(others)} was measured in another way than that of "
+                f"{records[-1].task}, and one λ weighs both; `ella measure` makes it anew, "
+                "--replace brings it in"
             )
 
     def _index(self, name: str) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature import write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
-from ella_cli.curvature import COHERENCE, Measured, measure_curvature
+from ella_cli.curvature import COHERENCE, SHRINKAGE, Measured, measure_curvature
 from ella_cli.model.base import Base
 from ella_cli.progress import Progress
 
@@ -70,6 +70,7 @@ def write_measured(folder: Path, measured: Measured, manifest: Mapping[str, Any]
         tokens=measured.tokens,
         seed=manifest["seed"],
         coherence=COHERENCE,
+        shrinkage=SHRINKAGE,
         dropped=measured.dropped,
     )
     write_curvature(folder, measured.modules, record)

@@ -144,6 +144,27 @@ def test_an_adapter_without_one_is_added_with_a_word(
         accumulate([bare], tmp_path / "w")
 
 
+def test_curvatures_measured_in_another_way_are_named(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    folders = [make_adapter(f"task{i}", i) for i in range(3)]
+    for i, (folder, shrinkage) in enumerate(zip(folders, (None, 0.05, 0.05), strict=True)):
+        adapter = read_adapter(folder)
+        record = CurvatureRecord(adapter.digest, adapter.task, shrinkage=shrinkage)
+        terms = {name: Kronecker(torch.ones(m, 1), torch.ones(n, 1), 0.1 * i, 0.0)
+                 for name, (m, n) in SHAPES.items()}  # fmt: skip
+        write_curvature(folder, terms, record)
+    alike = accumulate(folders[1:], tmp_path / "alike")
+    assert not any("another way" in note for note in alike.notes)
+    mixed = accumulate(folders, tmp_path / "mixed")
+    (note,) = [note for note in mixed.notes if "another way" in note]
+    assert "of task0 was" in note
+    assert "that of task2" in note
+    # What the record says travels with the factors.
+    said = [one.record.shrinkage for one in read_past(tmp_path / "mixed").curvatures]
+    assert said == [None, 0.05, 0.05]
+
+
 def test_a_past_without_any_stays_a_file_of_version_1(
     make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
