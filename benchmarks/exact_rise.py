@@ -51,16 +51,23 @@ def exact_rises(
                 tokens += len(labels)
                 probe = fisher_probe(logits.detach().softmax(-1), generator)
                 looked_at = token_gradients(logits, probe, seen)
-                squares += torch.stack([_moves(step, looked_at).square().sum() for step in steps])
+                squares += _moves(steps, looked_at).square().sum(dim=1)
                 seen.clear()
     return [float(square) / 2 / tokens for square in squares]
 
 
-def _moves(step: Mapping[str, Update], looked_at: Tokens) -> Tensor:
-    """What each example is moved by, (S,) f64."""
-    parts = []
-    for name, update in step.items():
-        x, g = looked_at[name]
-        moved = (g.float() @ update.b) * (x.float() @ update.a.T)  # (S, T, R)
-        parts.append(update.scale * moved.sum(dim=(1, 2), dtype=torch.float64))
-    return torch.stack(parts).sum(dim=0)
+def _moves(steps: Sequence[Mapping[str, Update]], looked_at: Tokens) -> Tensor:
+    """What each step moves each example by, (steps, S) f64."""
+    moves = torch.zeros(len(steps), len(next(iter(looked_at.values()))[0]), dtype=torch.float64)
+    for name, (x, g) in looked_at.items():
+        # Steps are parts and multiples of few updates, and those stand side by side.
+        distinct = {id(step[name].b): step[name] for step in steps if name in step}
+        b = torch.cat([one.b for one in distinct.values()], dim=1)  # (M, ΣR)
+        a = torch.cat([one.a for one in distinct.values()])  # (ΣR, N)
+        moved = ((g.float() @ b) * (x.float() @ a.T)).sum(dim=1, dtype=torch.float64)  # (S, ΣR)
+        parts = torch.split(moved, [one.b.shape[1] for one in distinct.values()], dim=1)
+        by_update = {key: part.sum(dim=1) for key, part in zip(distinct, parts, strict=True)}
+        for move, step in zip(moves, steps, strict=True):
+            if name in step:
+                move += step[name].scale * by_update[id(step[name].b)]
+    return moves
