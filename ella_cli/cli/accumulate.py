@@ -76,12 +76,26 @@ def accumulate(
 
       ella accumulate --past wpast.safetensors --compact --tolerance 1e-3
     """
+    from ella_cli.errors import SettingsError
     from ella_cli.past import accumulate as change_past
     from ella_cli.past import compact as compact_past
+    from ella_cli.past import compactable, read_past
 
     output = Output(as_json, quiet, verbose)
+    if compact:
+        # Before anything is changed: all of it is done, or nothing.
+        apart = energy in ("abs", "rss") or last is not None or decay is not None
+        if apart or store == "dense" or shrink is not None:
+            raise SettingsError(
+                "--compact makes one of all tasks' factors, and "
+                + ("this energy needs them apart" if apart else "a dense past has none"),
+                hint="leave one of the two out",
+            )
+        if past.is_file():
+            compactable(read_past(past))
     done: Accumulated | None = None
-    if adapters or not compact or drop or replace:
+    wishes = (adapters, drop, replace, energy, last, decay, shrink, taken_from)
+    if not compact or store != "auto" or any(wish is not None for wish in wishes):
         done = change_past(
             adapters or [],
             past,
@@ -97,13 +111,19 @@ def accumulate(
         )
         for note in done.notes:
             output.warn(note)
-        output.say(f"[dim]store:[/] {done.store_line}")
+        output.say(done.store_line, label="store:")
     compacted = compact_past(past, tolerance=tolerance) if compact else None
+    if compacted and not compacted.modules:
+        output.warn(
+            f"{past} would not get smaller: its ranks are needed at tolerance {tolerance:g}"
+        )
     held = compacted.past if compacted else done.past if done else None
     assert held is not None
     document = _document(held, past, done, compacted)
     shown = [_tasks(held)] if done else []
-    output.result(document, *shown, *([_modules(compacted)] if compacted else []))
+    output.result(
+        document, *shown, *([_modules(compacted)] if compacted and compacted.modules else [])
+    )
 
 
 def _document(

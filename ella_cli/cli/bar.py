@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
+from rich.text import Text
 
 from ella_cli.cli.output import Output
 from ella_cli.progress import Advance, Progress, Silence
@@ -30,15 +30,15 @@ class Bars:
         bar = self._current = self._display.add_task(what, total=total, words="")
 
         def advance(done: int, words: str) -> None:
-            self._display.update(bar, advance=done, words=escape(words))
+            self._display.update(bar, advance=done, words=words)
 
         return advance
 
     def note(self, words: str) -> None:
-        self._display.console.print(f"[dim]{escape(words)}[/]")
+        self._display.console.print(Text(words, style="dim"))
 
     def warn(self, words: str) -> None:
-        self._output.warn(escape(words))
+        self._output.warn(words)
 
 
 class OnlyWarnings(Silence):
@@ -48,7 +48,7 @@ class OnlyWarnings(Silence):
         self._output = output
 
     def warn(self, words: str) -> None:
-        self._output.warn(escape(words))
+        self._output.warn(words)
 
 
 @contextmanager
@@ -58,11 +58,13 @@ def showing_progress(output: Output) -> Iterator[Progress]:
         yield OnlyWarnings(output)
         return
     columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=20),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        TextColumn("{task.fields[words]}", table_column=Column(no_wrap=True, ratio=1)),
+        TextColumn(
+            "{task.fields[words]}", markup=False, table_column=Column(no_wrap=True, ratio=1)
+        ),
     )
     display = RichProgress(*columns, console=output.stderr, expand=True)
     try:

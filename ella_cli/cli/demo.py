@@ -76,4 +76,4 @@ def demo(
         *(matrix_table(run) for run in runs),
         comparison_table(runs),
     )
-    output.say(f"[dim]report[/] {report}")
+    output.say(str(report), label="report")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from ella_cli import processes
 
@@ -35,14 +36,15 @@ class Output:
     """One command's voice.
 
     `say` for progress and notes (stderr, silent under -q), `warn` for what the user should know
-    (stderr, always), `result` for the one thing the command gives (stdout).
+    (stderr, always), `result` for the one thing the command gives (stdout). Words are shown as they
+    are: a task or a folder may have brackets in its name.
     """
 
     as_json: bool = False
     quiet: bool = False
     verbose: int = 0
-    stdout: Console = field(default_factory=lambda: Console(highlight=False))
-    stderr: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+    stdout: Console = field(default_factory=lambda: _console(stderr=False))
+    stderr: Console = field(default_factory=lambda: _console(stderr=True))
 
     def __post_init__(self) -> None:
         if self.quiet or not self.speaks or not self.stderr.is_terminal:
@@ -58,13 +60,13 @@ class Output:
         """Of several processes one speaks; only errors are everyone's."""
         return processes.is_main()
 
-    def say(self, *words: RenderableType) -> None:
+    def say(self, words: str, *, label: str = "") -> None:
         if self.speaks and not self.quiet:
-            self.stderr.print(*words)
+            self.stderr.print(Text.assemble((label, "dim"), " " * bool(label), words))
 
     def warn(self, words: str) -> None:
         if self.speaks:
-            self.stderr.print(f"[yellow]warning:[/] {words}")
+            self.stderr.print(Text.assemble(("warning:", "yellow"), " ", words))
 
     def result(self, document: Mapping[str, Any], *shown: RenderableType) -> None:
         """Prints `document` as JSON under --json, else what is `shown`."""
@@ -77,3 +79,7 @@ class Output:
         for renderable in shown:
             # Plain text may be meant for a file, where a wrapped line would be two.
             self.stdout.print(renderable, soft_wrap=isinstance(renderable, str))
+
+
+def _console(*, stderr: bool) -> Console:
+    return Console(stderr=stderr, highlight=False, markup=False)

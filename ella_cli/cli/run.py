@@ -86,6 +86,6 @@ def run(
     if report and output.speaks:
         write_html([output_dir], folder.report)
     output.result(document, matrix_table(read_run(output_dir)))
-    output.say(
-        f"[dim]results[/] {folder.results}" + (f"\n[dim]report[/]  {folder.report}" * report)
-    )
+    output.say(str(folder.results), label="results")
+    if report:
+        output.say(str(folder.report), label="report ")

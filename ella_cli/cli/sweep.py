@@ -98,6 +98,5 @@ def sweep(
     (section,) = done.document.sections
     shown = [line for part in section.parts for line in (render_part(part), Text())]
     output.result(done.json, *shown[:-1])
-    output.say(
-        f"[dim]plot[/]   {output_dir / 'sweep.svg'}\n[dim]page[/]   {output_dir / 'sweep.html'}"
-    )
+    output.say(str(output_dir / "sweep.svg"), label="plot")
+    output.say(str(output_dir / "sweep.html"), label="page")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -49,7 +48,7 @@ def list_tasks(
     for entry in entries:
         spec = entry.spec
         labels = str(len(spec.labels)) if spec.labels else "free text"
-        table.add_row(spec.name, spec.kind, labels, spec.metric, escape(entry.found))
+        table.add_row(spec.name, spec.kind, labels, spec.metric, entry.found)
     orders = Table("order", "tasks", box=None, pad_edge=False)
     for name, names in ORDERS.items():
         orders.add_row(name, ", ".join(names))
@@ -109,7 +108,7 @@ def _tell(output: Output, task: Task, summary: TaskSummary, *, verdict: str) -> 
     from ella_cli.tasks import build_prompt
 
     for words in summary.warnings:
-        output.warn(escape(f"{task.spec.name}: {words}"))
+        output.warn(f"{task.spec.name}: {words}")
     row = task.train[0]
     prompts = {
         variant: str(build_prompt(task.spec, row, header=header))
@@ -159,7 +158,7 @@ def _fact_table(task: Task) -> Table:
         ("data", task.fingerprint[:16]),
     ):
         if value:
-            table.add_row(f"[dim]{name}[/]", escape(str(value)))
+            table.add_row(Text(name, style="dim"), str(value))
     return table
 
 
@@ -172,7 +171,7 @@ def _count_table(summary: TaskSummary) -> Table:
     table.add_row("repeated texts", str(train.repeated), str(test.repeated))
     table.add_row("also in train", "", str(summary.overlap))
     for label, count in train.labels.items():
-        table.add_row(escape(f"  {label}"), str(count), str(test.labels[label]))
+        table.add_row(f"  {label}", str(count), str(test.labels[label]))
     if summary.always_commonest is not None:
         table.add_row("commonest label scores", "", f"{summary.always_commonest:.0%}")
     return table

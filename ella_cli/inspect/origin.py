@@ -13,6 +13,7 @@ from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.inspect.missing import missing_of_adapter, missing_of_past, missing_of_run
 from ella_cli.inspect.run_stages import RunStages, read_run_stages
 from ella_cli.past import PastTask, read_past
+from ella_cli.past.record import Energy
 
 _SHORT = 12
 
@@ -162,10 +163,11 @@ def run_origin(folder: Path) -> Origin:
     )
 
 
-_ENERGIES = {
+_ENERGIES: Mapping[Energy, str] = {
     "sum": "|Σ ΔW|, the paper's",
     "abs": "Σ |ΔW|, in which opposite signs do not cancel",
     "rss": "sqrt(Σ ΔW²), in which opposite signs do not cancel",
+    "curvature": "curvature, what the tasks' answers depend on",
 }
 
 

@@ -10,7 +10,7 @@ docs/file-formats.md specifies the file.
 from __future__ import annotations
 
 from ella_cli.past.accumulation import Accumulated, accumulate
-from ella_cli.past.compaction import Compacted, compact
+from ella_cli.past.compaction import Compacted, compact, compactable
 from ella_cli.past.past import Past, read_past
 from ella_cli.past.record import Base, PastTask
 
@@ -22,5 +22,6 @@ __all__ = [
     "PastTask",
     "accumulate",
     "compact",
+    "compactable",
     "read_past",
 ]

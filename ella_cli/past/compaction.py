@@ -34,6 +34,8 @@ class CompactedModule:
 
 @dataclass(frozen=True)
 class Compacted:
+    """No `modules` where the file would not have got smaller and is as it was."""
+
     past: Past
     modules: tuple[CompactedModule, ...]
     bytes_before: int
@@ -48,14 +50,14 @@ def compact(path: Path, *, tolerance: float = 1e-4) -> Compacted:
         tolerance: ‖W_past − its new factors‖_F / ‖W_past‖_F that no module exceeds.
 
     Raises:
-        PastError: a dense store, an energy that needs the tasks apart, or nothing to gain.
+        PastError: a dense store, or an energy that needs the tasks apart.
         SettingsError: a tolerance outside [0, 1).
     """
     if not 0 <= tolerance < 1:
         raise SettingsError(f"--tolerance is {tolerance}", hint="give a number from 0 to below 1")
     with locked(path):
         past = read_past(path)
-        store = _compactable(past)
+        store = compactable(past)
         found = [
             (name, *truncated(store.factors(name, (1.0,) * len(store.blocks)), tolerance))
             for name in past.names
@@ -63,10 +65,7 @@ def compact(path: Path, *, tolerance: float = 1e-4) -> Compacted:
         before = path.stat().st_size
         size = sum(factors.p.nbytes + factors.q.nbytes for _, factors, _ in found)
         if size >= sum(block.nbytes for block in store.blocks):
-            raise PastError(
-                f"{path} would not get smaller: its ranks are needed at tolerance {tolerance:g}",
-                hint="give a larger --tolerance, or keep it as it is",
-            )
+            return Compacted(past, (), before, before)
         with replacing(path) as temporary:
             _write(past, {name: factors for name, factors, _ in found}, temporary)
         return Compacted(
@@ -119,7 +118,12 @@ def _rank_within(values: Tensor, tolerance: float) -> int:
     return max(int(enough.int().argmax()), 1)
 
 
-def _compactable(past: Past) -> FactoredStore:
+def compactable(past: Past) -> FactoredStore:
+    """The factors that `compact` would rewrite.
+
+    Raises:
+        PastError: a dense store, or an energy that needs the tasks apart.
+    """
     if not isinstance(past.contents, FactoredStore):
         raise PastError(
             f"{past.path} is dense; only factors can be compacted",

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.markup import escape
 from rich.rule import Rule
 from rich.style import Style
 from rich.table import Table as RichTable
@@ -59,7 +58,7 @@ def render(document: Document) -> Group:
 def render_part(part: Part) -> RenderableType:
     if isinstance(part, Words):
         if part.warning:
-            return Text.from_markup(f"[yellow]warning:[/] {escape(part.text)}")
+            return Text.assemble(("warning:", "yellow"), " ", part.text)
         return Text(part.text)
     if isinstance(part, Tree):
         return _tree(part)

@@ -55,6 +55,33 @@ def test_one_call_replaces_and_compacts(
     assert compacted["bytes_after"] < compacted["bytes_before"]
 
 
+def test_compaction_goes_with_any_other_wish(
+    ella: Ella, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    one, two = make_adapter("one", 0), make_adapter("two", 1)
+    kept = ella("accumulate", one, two, "--past", "w", "--compact", "--json")
+    # Two tasks of other directions need all their ranks: no failure, for they are in.
+    assert "would not get smaller" in kept.stderr
+    assert [task["name"] for task in json.loads(kept.stdout)["tasks"]] == ["one", "two"]
+    before = (tmp_path / "w").read_bytes()
+    for wish in (["--energy", "rss"], ["--last", "1"], ["--store", "dense"], ["--shrink", "1"]):
+        failed = ella("accumulate", "--past", "w", "--compact", *wish, code=2)
+        assert "--compact makes one of all tasks' factors" in failed.stderr
+    assert (tmp_path / "w").read_bytes() == before
+    ella("accumulate", "--past", "w", "--compact", "--energy", "curvature")
+    assert read_past(tmp_path / "w").energy == "curvature"
+
+
+def test_what_cannot_be_compacted_gets_no_task_more(
+    ella: Ella, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    one, two = make_adapter("one", 0), make_adapter("two", 1)
+    ella("accumulate", one, "--past", "w", "--last", "1")
+    failed = ella("accumulate", two, "--past", "w", "--compact", code=2)
+    assert "needs its tasks apart" in failed.stderr
+    assert [task.name for task in read_past(tmp_path / "w").tasks] == ["one"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

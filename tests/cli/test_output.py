@@ -6,6 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from rich.table import Table
+
+from ella_cli.cli.bar import showing_progress
+from ella_cli.cli.output import Output
 
 
 @pytest.mark.parametrize("quiet", [True, False])
@@ -18,3 +22,23 @@ def test_the_libraries_bars_are_silent_where_no_one_watches(quiet: bool) -> None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "0 1 2\n"
     assert done.stderr == ""
+
+
+def test_brackets_in_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("[name]")
+    table.add_row("[/cell]")
+    output = Output()
+    output.say("to runs/[old]", label="wrote")
+    output.warn("no [/x] in a[b]")
+    output.result({}, "modules: [q, v]", table)
+    with showing_progress(output) as progress:
+        progress.begin("train [/task]", 1)(1, "loss [/1]")
+        progress.note("[bold]λ")
+    shown = capsys.readouterr()
+    assert "wrote to runs/[old]" in shown.err
+    assert "warning: no [/x] in a[b]" in shown.err
+    assert "train [/task]" in shown.err
+    assert "[bold]λ" in shown.err
+    assert "modules: [q, v]" in shown.out
+    assert "[name]" in shown.out
+    assert "[/cell]" in shown.out

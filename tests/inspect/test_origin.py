@@ -4,11 +4,20 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
+import pytest
+import torch
+
+from ella_cli.adapter import read_adapter
+from ella_cli.adapter.curvature import write_curvature
+from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.inspect.origin import Node, adapter_origin, past_origin, run_origin
 from ella_cli.inspect.run_stages import past_of_run
 from ella_cli.inspect.task_updates import separate_tasks
+from ella_cli.kernels import Kronecker
 from ella_cli.past import Past, accumulate, read_past
+from ella_cli.past.record import Energy
 from tests.inspect.conftest import WriteAdapter, random_factors, save_adapter
 
 MATRIX = ((0.8, 0.1), (0.7, 0.6))
@@ -48,6 +57,25 @@ def test_a_past_names_its_tasks_in_order_and_misses_nothing(factored: Past) -> N
     assert [step.split(":")[0] for step in steps] == ["tiny", "+ dbpedia", "+ amazon", "+ yahoo"]
     assert origin.missing == ()
     assert origin.facts["coordinates"] == 2 * (24 * 20 + 12 * 20)
+
+
+@pytest.mark.parametrize("energy", get_args(Energy))
+def test_a_past_of_any_energy_says_which(
+    energy: Energy, write_adapter: WriteAdapter, tmp_path: Path
+) -> None:
+    folder = write_adapter("dbpedia")
+    adapter = read_adapter(folder)
+    terms = {
+        name: Kronecker(
+            torch.ones(adapter.shape(name)[0], 1), torch.ones(adapter.shape(name)[1], 1)
+        )
+        for name in adapter.names
+    }
+    write_curvature(folder, terms, CurvatureRecord(adapter.digest, adapter.task))
+    accumulate([folder], tmp_path / "past", energy=energy)
+    (text,) = [s for s in past_origin(tmp_path / "past").sentences if s.startswith("its energy is")]
+    sign = {"sum": "|Σ", "abs": "Σ |", "rss": "sqrt", "curvature": "answers depend on"}[energy]
+    assert sign in text
 
 
 def test_a_past_notices_adapters_that_are_gone_or_changed(factored: Past, tmp_path: Path) -> None:
