@@ -284,15 +284,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise SettingsError(
             f"cannot read settings from {path}: {reason}",
             hint="it must be a YAML mapping such as `model: smollm2`; see `ella config-schema`",
         ) from error
-    if not isinstance(document, dict):
+    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
+        odd = "a key that is no word" if isinstance(document, dict) else type(document).__name__
         raise SettingsError(
-            f"{path} holds {type(document).__name__}, not a mapping of settings",
+            f"{path} holds {odd}, not a mapping of settings",
             hint="write one setting a line, such as `learning-rate: 0.001`",
         )
     return document

@@ -119,14 +119,18 @@ def read_json(path: Path) -> Any:
         StorageError: the file is missing, unreadable or not JSON.
     """
     with storage_errors(path):
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     try:
-        return json.loads(text)
+        return json.loads(content)
     except json.JSONDecodeError as error:
-        raise StorageError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}",
-            hint="it was changed or cut by hand; restore it or make it again",
-        ) from error
+        reason = f"{error.msg} at line {error.lineno}"
+    except (ValueError, RecursionError) as error:
+        # No text, a number of thousands of digits, lists within lists within lists.
+        reason = str(error)[:100]
+    raise StorageError(
+        f"{path} is not JSON: {reason}",
+        hint="it was changed or cut by hand; restore it or make it again",
+    )
 
 
 def sha256(path: Path) -> str:

@@ -216,7 +216,10 @@ def test_another_kind_of_update_made_by_peft_is_refused_by_name(
         ({"r": 5}, "rank 5"),
         ({"rank_pattern": {"(a+)+": 4}}, "rank_pattern"),
         ({"rank_pattern": ["q_proj"]}, "rank_pattern"),
-        ({"lora_alpha": float("inf")}, "scale inf"),
+        ({"rank_pattern": {"q_proj": float("nan")}}, "rank_pattern"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is 'inf'"),
+        ({"lora_alpha": 10**400}, "lora_alpha is '1000"),
+        ({"lora_alpha": 1e308, "r": 0}, "rank 0"),
     ],
 )
 def test_a_config_that_does_not_describe_the_update_is_refused(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from ella_cli.errors import StorageError
-from ella_cli.files import check_replaceable, new_folder
+from ella_cli.files import check_replaceable, new_folder, read_json
 
 
 def test_only_nothing_an_empty_folder_or_one_of_its_kind_is_replaced(tmp_path: Path) -> None:
@@ -44,3 +44,12 @@ def test_a_new_folder_is_as_readable_as_the_umask_lets_it_be(tmp_path: Path) -> 
         save_file({"w": torch.zeros(1)}, temporary / "w.safetensors")
     mode = (tmp_path / "new" / "w.safetensors").stat().st_mode
     assert mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"a": 1', b"\xff\xfe\xfa", b"[" * 100_000, b"[" + b"1" * 5000 + b"]"]
+)
+def test_what_is_not_json_is_a_matter_of_storage(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file.json").write_bytes(content)
+    with pytest.raises(StorageError, match=r"file\.json is not JSON: "):
+        read_json(tmp_path / "file.json")

@@ -19,7 +19,7 @@ from ella_cli.adapter.lora_config import LoraSettings
 from ella_cli.adapter.tensor_file import FLOATS, TensorFile, bytes_of, dtype_name
 from ella_cli.adapter.tensor_header import Entry
 from ella_cli.errors import AdapterError
-from ella_cli.files import read_json
+from ella_cli.manifest import read_manifest
 
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\."
@@ -159,7 +159,7 @@ def read_adapter(path: Path) -> Adapter:
     factors, left_out = _pair(file, path)
     names = sorted(factors, key=layers_in_order)
     sources = {name: _source(name, factors[name], settings, file) for name in names}
-    manifest = _manifest(path)
+    manifest = read_manifest(path)
     return Adapter(
         path=path,
         base_model=settings.base_model,
@@ -254,19 +254,6 @@ def layers_in_order(name: str) -> tuple[tuple[int, str], ...]:
     """Sorts `layers.2` before `layers.10`."""
     parts = name.split(".")
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in parts)
-
-
-def _manifest(path: Path) -> Mapping[str, Any] | None:
-    file = path / "ella.json"
-    if not file.is_file():
-        return None
-    manifest = read_json(file)
-    if not isinstance(manifest, dict) or manifest.get("format") != 1:
-        raise AdapterError(
-            f"{file} is not a manifest of format 1",
-            hint="update ella, or move the file away to take the adapter as a foreign one",
-        )
-    return MappingProxyType(manifest)
 
 
 def _task(manifest: Mapping[str, Any] | None, path: Path) -> str:

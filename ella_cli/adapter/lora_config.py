@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class LoraSettings:
         self._config: Mapping[str, Any] = _mapping(config, "adapter_config.json", where)
         self._refuse_variants()
         self._rank = self._of_type("r", int, 8)
-        self._alpha = float(self._of_type("lora_alpha", (int, float), 8))
+        self._alpha = self._of_type("lora_alpha", (int, float), 8)
         self._rank_pattern = self._pattern("rank_pattern")
         self._alpha_pattern = self._pattern("alpha_pattern")
         self._rank_stabilised = bool(config.get("use_rslora"))
@@ -66,9 +67,9 @@ class LoraSettings:
 
     def scale(self, module: str) -> float:
         """By peft's own rule: alpha / R, or alpha / sqrt(R) with rsLoRA."""
-        alpha = float(self._alpha_pattern.get(_matching(self._alpha_pattern, module), self._alpha))
+        alpha = self._alpha_pattern.get(_matching(self._alpha_pattern, module), self._alpha)
         rank = self.rank(module)
-        return alpha / rank**0.5 if self._rank_stabilised else alpha / rank
+        return float(alpha / rank**0.5 if self._rank_stabilised else alpha / rank)
 
     def _refuse_variants(self) -> None:
         kind = self._config.get("peft_type")
@@ -95,7 +96,7 @@ class LoraSettings:
         value = self._config.get(key)
         if value is None:
             return default
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        if not isinstance(value, kinds) or isinstance(value, bool) or not _is_usable(value):
             raise AdapterError(
                 f"{self._where}: {key} is {str(value)[:40]!r} in adapter_config.json",
                 hint="the file was changed by hand; save the adapter again with peft",
@@ -106,7 +107,7 @@ class LoraSettings:
         pattern = _mapping(self._config.get(key) or {}, key, self._where)
         for name, value in pattern.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not _is_tame(name):
+            if not number or not _is_usable(value) or not _is_tame(name):
                 raise AdapterError(
                     f"{self._where}: {key} has the unusable entry {name[:60]!r}: {str(value)[:20]}",
                     hint="give module names, or patterns without nested repeats, and numbers",
@@ -121,6 +122,11 @@ def _mapping(value: Any, what: str, where: Path) -> Mapping[str, Any]:
             hint="the file was changed by hand; save the adapter again with peft",
         )
     return value
+
+
+def _is_usable(value: Any) -> bool:
+    """Whether a number is one that float64 has; JSON's may be NaN, or of a thousand digits."""
+    return not isinstance(value, int | float) or abs(value) <= sys.float_info.max
 
 
 def _is_tame(pattern: str) -> bool:

@@ -49,7 +49,7 @@ def demo(
       ella demo --output-dir /tmp/demo --max-steps 10
     """
     from ella_cli.cli.bar import showing_progress
-    from ella_cli.config import RunSettings
+    from ella_cli.config import RunSettings, resolve_settings
     from ella_cli.report import comparison_table, matrix_table, read_run, write_html
     from ella_cli.sequence import run_order
 
@@ -58,7 +58,10 @@ def demo(
     documents = {}
     with showing_progress(output) as progress:
         for method, own in _METHODS.items():
-            settings = RunSettings(model=model, max_steps=max_steps, seed=seed, **_SETTINGS, **own)
+            settings = resolve_settings(
+                RunSettings,
+                {"model": model, "max_steps": max_steps, "seed": seed, **_SETTINGS, **own},
+            )
             progress.note(f"{method}: four tasks, {max_steps} steps each")
             documents[method] = run_order(
                 settings,

@@ -43,8 +43,9 @@ def evaluate(
 ) -> None:
     """Score every stage on every task of an order; goes on where it stopped.
 
-    With --run, model, data and decoding are the run's own unless a flag says otherwise. With
-    --adapters, stage j is the base plus the first j of them; with --past there is one, the sum.
+    With --run, model, data and decoding are the run's own unless a flag says otherwise; scores go
+    into its folder, and its results.json then tells of these. With --adapters, stage j is the base
+    plus the first j of them; with --past there is one, the sum.
 
     [bold]Examples[/]
 
@@ -67,6 +68,11 @@ def evaluate(
             "ella evaluate needs one thing to score",
             hint="--run FOLDER, --past FILE with --order, or --adapters FOLDER (again for each) "
             "with --order",
+        )
+    if run is not None and output_dir is not None:
+        raise SettingsError(
+            "a run's scores and results go into its own folder",
+            hint="leave --output-dir out, or score its stages with --adapters and --order",
         )
     with showing_progress(output) as progress:
         if run is not None:

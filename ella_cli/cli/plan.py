@@ -38,11 +38,15 @@ def plan(
     ] = None,
     flops: Annotated[
         float | None,
-        typer.Option("--flops", help="Per second, of the machine; else measured on this one."),
+        typer.Option(
+            "--flops", help="Per second, of the machine; else measured on this one.", min=1.0
+        ),
     ] = None,
     bandwidth: Annotated[
         float | None,
-        typer.Option("--bandwidth", help="Bytes per second of its memory; else measured here."),
+        typer.Option(
+            "--bandwidth", help="Bytes per second of its memory; else measured here.", min=1.0
+        ),
     ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = 0,

@@ -62,10 +62,12 @@ def run(
 
     output = Output(as_json, quiet, verbose)
     if dry_run:
+        from ella_cli.sequence.run import check_run
         from ella_cli.tasks import resolve_order
 
-        names = ", ".join(resolve_order(settings.order))
-        print_settings(output, settings, output_dir=output_dir, tasks=names)
+        order = resolve_order(settings.order)
+        check_run(settings, order)
+        print_settings(output, settings, output_dir=output_dir, tasks=", ".join(order))
         return
     from ella_cli.cli.bar import showing_progress
     from ella_cli.report import matrix_table, write_html

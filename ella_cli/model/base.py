@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ella_cli import processes
-from ella_cli.errors import ModelError
+from ella_cli.errors import ModelError, SettingsError
 from ella_cli.model.source import resolve_source
 from ella_cli.tasks.batches import IGNORED, Collator
 
@@ -94,13 +94,14 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
 
     Raises:
         ModelError: nothing loadable there, T5 asked for in float16, or no pad or end token.
+        SettingsError: torch knows no such device, or it is not here.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import logging
 
     # Progress is for the caller to show; the library's bars would be drawn into it.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    target = torch.device(default_device() if device == "auto" else device)
+    target = device_of(device, here=True)
     if target == torch.device("cuda"):
         target = torch.device("cuda", processes.local_rank())
     if target.type == "cuda":
@@ -160,6 +161,28 @@ def leave_cudnn_attention() -> None:
     13 of the first 44 runs on an H100 ended so (docs/results.md).
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def device_of(name: str, *, here: bool = False) -> torch.device:
+    """The torch device of a `--device`.
+
+    Args:
+        here: whether it has to be one of this machine, with a memory of its own.
+
+    Raises:
+        SettingsError: torch knows none of that name, or it is not here.
+    """
+    try:
+        device = torch.device(default_device() if name == "auto" else name)
+        if here:
+            torch.ones(1, device=device).item()
+    # torch's own words: it knows no such name, sees no such GPU, or was built without CUDA.
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(
+            f"--device {name} cannot be used: {str(error).splitlines()[0][:150]}",
+            hint="give auto, cpu, or cuda where `ella env` names one",
+        ) from error
+    return device
 
 
 def default_device() -> str:

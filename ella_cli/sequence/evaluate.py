@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ella_cli import files
 from ella_cli.adapter import read_adapter
-from ella_cli.config import EvaluateSettings, RunSettings
+from ella_cli.config import EvaluateSettings
 from ella_cli.errors import SettingsError
 from ella_cli.evaluate.grid import Stage, evaluate_grid, evaluation_of
 from ella_cli.evaluate.results import results_document, single_rows
@@ -45,12 +44,10 @@ def evaluate_run(
         order: must name the run's own order, if given.
 
     Raises:
-        SettingsError: no run there, or its order is another one.
+        SettingsError: no sound run there, or its order is another one.
     """
     run = RunFolder(folder)
-    if not run.record.is_file():
-        raise SettingsError(f"{folder} holds no run.json", hint="name a folder made by `ella run`")
-    settings = RunSettings.model_validate(files.read_json(run.record)["settings"])
+    settings = run.settings()
     if order is not None and resolve_order(order) != resolve_order(settings.order):
         raise SettingsError(
             f"{folder} is a run of order {settings.order}, not of {order}",

@@ -9,9 +9,9 @@ from typing import Any
 from ella_cli import files, processes
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
+from ella_cli.manifest import MANIFEST
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.run_folder import FREE, RunFolder, stage_name
-from ella_cli.training.manifest import MANIFEST
 
 # They decide what comes after the first task, or only how it is scored.
 _LATER = {
@@ -73,15 +73,15 @@ def has_first_stage(run: Path) -> bool:
 
 def _deciding(run: RunFolder, task: str) -> dict[str, Any]:
     """All of a claimed run's record that its first stage depends on."""
-    record = files.read_json(run.record)
+    record = run.read()
     settings = record["settings"]
     kept = {name: settings[name] for name in settings.keys() - _LATER - _TOLD - FREE}
     # Weighs the first adapter too, but in one method only.
-    if settings["method"] != "olora":
+    if settings.get("method") != "olora":
         kept["olora_l2"] = 0.0
     return {
         **kept,
-        "base": record["base"]["fingerprint"],
+        "base": record["base"].get("fingerprint"),
         "data_fingerprint": record["data_fingerprints"].get(task),
         "processes": record.get("processes", 1),
     }

@@ -26,6 +26,7 @@ from ella_cli.tasks import Task, resolve_order
 from ella_cli.training.assignment import Assignment
 from ella_cli.training.methods import Method
 from ella_cli.training.replay import kept_rows
+from ella_cli.training.strength import check_strengths
 from ella_cli.training.task import train_task
 
 
@@ -48,11 +49,13 @@ def run_order(
         command: what the user typed, for the record.
 
     Raises:
-        SettingsError: the folder belongs to another run, or `first_stage` is another stage.
+        SettingsError: the folder belongs to another run, `first_stage` is another stage, or a
+            later stage would fail for what is set.
         EllaError: whatever a task, the model, an adapter or the past has against it.
     """
     run = RunFolder(folder)
     order = resolve_order(settings.order)
+    check_run(settings, order)
     tasks = load_tasks(order, settings, progress)
     base = base_once(settings, progress)
     facts = {
@@ -69,6 +72,14 @@ def run_order(
     return score_run(
         run, base, tasks, adapters, settings, evaluation_of(settings), single, progress
     )
+
+
+def check_run(settings: RunSettings, order: Sequence[str]) -> None:
+    """
+    Raises:
+        SettingsError: a later stage of this order would fail for what is set.
+    """
+    check_strengths(settings, len(stage_names(method_of(settings), order)))
 
 
 def train_stages(

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ella_cli import files
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
-from ella_cli.training.manifest import MANIFEST, versions
+from ella_cli.manifest import MANIFEST
+from ella_cli.training.manifest import versions
 from ella_cli.training.methods import METHODS, Method
 
 FORMAT = 1
@@ -61,6 +64,45 @@ class RunFolder:
         folder = self.stage(index, name)
         return read_adapter(folder) if (folder / MANIFEST).is_file() else None
 
+    def read(self) -> dict[str, Any]:
+        """The record, with `settings`, `base` and `data_fingerprints`, empty where not told.
+
+        Raises:
+            SettingsError: there is none, or it is not the record of a run.
+            StorageError: it cannot be read.
+        """
+        if not self.record.is_file():
+            raise SettingsError(
+                f"{self.path} holds no run.json", hint="name a folder made by `ella run`"
+            )
+        document = files.read_json(self.record)
+        found = isinstance(document, dict) and isinstance(document.get("settings"), dict)
+        known = {"base": {}, "data_fingerprints": {}, **document} if found else {}
+        if not all(isinstance(known.get(name), dict) for name in ("base", "data_fingerprints")):
+            raise SettingsError(
+                f"{self.record} is not the record of a run",
+                hint="it was changed by hand; restore it, or give another folder",
+            )
+        return known
+
+    def settings(self) -> RunSettings:
+        """Those of the record.
+
+        Raises:
+            SettingsError: as `read`, or one of them is unknown or out of range.
+            StorageError: it cannot be read.
+        """
+        settings = self.read()["settings"]
+        try:
+            return RunSettings.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise SettingsError(
+                f"{self.record}: {name.replace('_', '-')}: {first['msg']}",
+                hint="it is of another version of ella, or was changed by hand",
+            ) from error
+
     def claim(
         self, settings: RunSettings, order: Sequence[str], command: str, facts: Mapping[str, Any]
     ) -> None:
@@ -85,12 +127,7 @@ class RunFolder:
             }
             files.write_json(self.record, document)
             return
-        theirs = files.read_json(self.record)
-        if not isinstance(theirs, dict) or not isinstance(theirs.get("settings"), dict):
-            raise SettingsError(
-                f"{self.record} is not the record of a run",
-                hint="it was changed by hand; restore it, or give another --output-dir",
-            )
+        theirs = self.read()
         before = {
             "processes": 1,
             **theirs["settings"],

@@ -10,7 +10,9 @@ from typing import Any
 
 from ella_cli.config import RunSettings, resolve_settings
 from ella_cli.errors import SettingsError
+from ella_cli.sequence.run import check_run
 from ella_cli.sequence.run_folder import FREE
+from ella_cli.tasks import resolve_order
 from ella_cli.training.methods import METHODS
 
 # What may differ between the runs of one sweep, or between the machines that share it.
@@ -72,7 +74,8 @@ def points_of(lambdas: str | None, seeds: int, base: RunSettings) -> tuple[Point
         seeds: how many, from the settings' own seed on.
 
     Raises:
-        SettingsError: a λ that runs do not take, one twice, none, or a method without a penalty.
+        SettingsError: a λ that runs do not take, one twice, none, a method without a penalty, or
+            settings with which a later stage would fail.
     """
     if METHODS[base.method].penalty is None:
         raise SettingsError(
@@ -86,6 +89,7 @@ def points_of(lambdas: str | None, seeds: int, base: RunSettings) -> tuple[Point
     twice = sorted({lam for lam in asked if asked.count(lam) > 1})
     if twice:
         raise SettingsError(f"--lambda names {twice[0]} twice", hint="name each λ once")
+    check_run(base.model_copy(update={"lam": None}), resolve_order(base.order))
     points = tuple(Point(lam, base.seed + i) for i in range(seeds) for lam in asked)
     for point in points[: len(asked)]:
         point.settings(base)
@@ -112,4 +116,9 @@ def _number(text: str) -> float | None:
 
 def _shortest(text: str) -> str:
     number = _number(text)
-    return text if number is None else f"{number:g}"
+    if number is None:
+        return text
+    # The fewest digits that are read back as the same number.
+    exact = repr(number).removesuffix(".0")
+    short = f"{number:g}"
+    return short if float(short) == number else exact

@@ -11,5 +11,6 @@ checkpoints.py  inside a task: written whole, gone on from only if whole
 carried.py      the last adapter trained on, for methods that carry one
 measuring.py    the curvature of the task just learnt
 task.py         rows in, adapter folder out
-manifest.py     ella.json and the model card beside the adapter
+manifest.py     what ella.json is filled with
+card.py         the model card beside the adapter
 """

@@ -10,11 +10,12 @@ from typing import Any
 
 from ella_cli.adapter import Adapter
 from ella_cli.config import TrainSettings
+from ella_cli.manifest import FORMAT
 from ella_cli.model.base import Base
 from ella_cli.model.lora import lora_layers, update_norms
 from ella_cli.past import Past
 from ella_cli.tasks import Task
-from ella_cli.training.manifest import FORMAT, curves, versions
+from ella_cli.training.manifest import curves, versions
 from ella_cli.training.trainer import TaskTrainer
 
 

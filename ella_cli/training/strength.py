@@ -27,7 +27,7 @@ from ella_cli.errors import SettingsError
 from ella_cli.kernels import Factors
 from ella_cli.model.base import Base
 from ella_cli.past import Past
-from ella_cli.training.methods import METHODS
+from ella_cli.training.methods import METHODS, ella_penalty
 
 _ROWS = 32
 _BATCH = 8
@@ -87,6 +87,26 @@ def given_strength(settings: TrainSettings, index: int) -> Strength | None:
             hint="give --lambda a number",
         )
     return None
+
+
+def check_strengths(settings: TrainSettings, stages: int) -> None:
+    """What would otherwise be noticed only when the stage is reached, hours later.
+
+    Args:
+        stages: how many are to be trained, one after another.
+
+    Raises:
+        SettingsError: a list of λ that is too short, `auto` for a method that has no such rule, or
+            curvature to be protected and not to be measured.
+    """
+    for index in range(stages):
+        given_strength(settings, index)
+    penalised = METHODS[settings.method].penalty is ella_penalty and stages > 1
+    if penalised and settings.energy == "curvature" and not settings.curvature_rows:
+        raise SettingsError(
+            "--energy curvature with --curvature-rows 0: nothing would be measured to protect",
+            hint="leave --curvature-rows out, or give --energy sum",
+        )
 
 
 def found_strength(

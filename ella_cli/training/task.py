@@ -14,6 +14,7 @@ from ella_cli import files, processes
 from ella_cli.config import DataFields, TrainSettings
 from ella_cli.curvature import Measured
 from ella_cli.errors import NonFiniteError
+from ella_cli.manifest import MANIFEST
 from ella_cli.model.base import Base
 from ella_cli.model.fold import Fold
 from ella_cli.model.lora import attach_lora, detach_lora, lora_layers
@@ -22,9 +23,9 @@ from ella_cli.progress import SILENCE, Progress
 from ella_cli.tasks import Task, build_prompt
 from ella_cli.tasks.batches import Encoder
 from ella_cli.training.assignment import Assignment, stage_manifest, stage_seed
+from ella_cli.training.card import model_card
 from ella_cli.training.carried import carried_lora
 from ella_cli.training.checkpoints import last_checkpoint
-from ella_cli.training.manifest import MANIFEST, model_card
 from ella_cli.training.measuring import measure_task, write_measured
 from ella_cli.training.methods import METHODS, Method, Situation
 from ella_cli.training.strength import Strength, found_strength, given_strength

@@ -278,3 +278,24 @@ def test_a_command_line_that_cannot_be_read(
     said = refused(*command)
     assert what in said
     assert "--help`" in said or "`ella config-schema`" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--config", "keys.yaml", "-o", "r"], "a key that is no word"),
+        (["run", "--config", "date.yaml", "-o", "r"], "cannot read settings"),
+        (["run", "--order", "demo", "--lambda", "0,1", "-o", "r"], "names 2 values"),
+        (["run", "--order", "demo", "--lambda", "0,1", "--dry-run", "-o", "r"], "names 2 values"),
+        (["demo", "--max-steps", 0], "max-steps = 0"),
+        (["train", "--task", "demo-topic", "--device", "gpu", "-o", "a"], "--device gpu"),
+        (["eval", "--run", "r", "-o", "s"], "into its own folder"),
+        (["plan", "--flops", 0], "--flops"),
+    ],
+)
+def test_settings_that_cannot_be(
+    refused: Refused, tmp_path: Path, arguments: list[object], words: str
+) -> None:
+    (tmp_path / "keys.yaml").write_text("1: 2\n")
+    (tmp_path / "date.yaml").write_text("seed: 2024-13-45\n")
+    assert words in refused(*arguments)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ella_cli.model.base import leave_cudnn_attention, load_base
+from ella_cli.errors import SettingsError
+from ella_cli.model.base import device_of, leave_cudnn_attention, load_base
 
 
 @pytest.fixture
@@ -40,3 +41,15 @@ def test_a_model_on_cuda_attends_without_cudnn(tiny_llama: Path) -> None:
 def test_a_model_on_the_cpu_leaves_it_alone(tiny_llama: Path) -> None:
     load_base(str(tiny_llama), device="cpu")
     assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"--device {name} cannot be used"):
+        device_of(name, here=True)
+
+
+def test_a_device_may_be_planned_for_elsewhere() -> None:
+    assert device_of("cuda:99").index == 99
+    with pytest.raises(SettingsError, match="--device gpu"):
+        device_of("gpu")

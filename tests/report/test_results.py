@@ -84,6 +84,7 @@ def test_a_curve_that_was_not_logged_is_all_gaps(write_run: WriteRun) -> None:
         ('{"matrix": []}', "order"),
         ('{"order": ["a"], "matrix": [[2.0]]}', "2.0"),
         ('{"order": ["a"], "matrix": [[0.1, 0.2]]}', "2 scores for 1 tasks"),
+        ('{"order": ["a"], "matrix": [[0.1]], "row_scores": {"01-a": 3}}', "row_scores"),
     ],
 )
 def test_a_damaged_results_file_is_refused_in_words(tmp_path: Path, text: str, says: str) -> None:

@@ -64,11 +64,20 @@ def test_what_decides_no_result_may_change(tmp_path: Path) -> None:
     assert record.read_bytes() == before
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"settings": 3}'])
+@pytest.mark.parametrize("text", ["[]", "{}", '{"settings": 3}', '{"settings": {}, "base": 3}'])
 def test_a_record_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(SettingsError, match=r"run\.json is not the record of a run"):
         _claim(tmp_path)
+
+
+def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
+    assert RunFolder(_claim(tmp_path / "run", lam=3.0).parent).settings().lam == 3.0
+    (tmp_path / "run.json").write_text('{"settings": {"order": "1", "warp-speed": 9}}')
+    with pytest.raises(SettingsError, match="warp-speed"):
+        RunFolder(tmp_path).settings()
+    with pytest.raises(SettingsError, match=r"holds no run\.json"):
+        RunFolder(tmp_path / "nowhere").settings()
 
 
 def test_stages_sort_as_they_were_trained() -> None:

@@ -34,6 +34,12 @@ def test_a_lambda_that_no_run_takes_is_refused_before_any_run(lambdas: str, word
         points_of(lambdas, 1, BASE)
 
 
+def test_a_lambda_keeps_all_its_digits() -> None:
+    points = points_of("1e3,1234567,0.1,1000001,1e6", 1, BASE)
+    assert [point.lam for point in points] == ["1000", "1234567", "0.1", "1000001", "1e+06"]
+    assert [point.settings(BASE).lam for point in points] == [1e3, 1234567, 0.1, 1000001, 1e6]
+
+
 def test_a_method_without_a_penalty_has_nothing_to_sweep() -> None:
     with pytest.raises(SettingsError, match="inclora has no penalty"):
         points_of("0,1", 1, BASE.model_copy(update={"method": "inclora"}))

@@ -15,7 +15,12 @@ from ella_cli.model.base import Base, load_base
 from ella_cli.past import Past, accumulate, read_past
 from ella_cli.tasks import Task, load_task
 from ella_cli.training.assignment import Assignment
-from ella_cli.training.strength import first_loss, given_strength, reference_cost
+from ella_cli.training.strength import (
+    check_strengths,
+    first_loss,
+    given_strength,
+    reference_cost,
+)
 from ella_cli.training.task import encode_rows, train_task
 from tests.past.conftest import SHAPES, make_adapter  # noqa: F401  (a fixture)
 from tests.past.test_curvature import MakeAdapter, measured
@@ -66,6 +71,24 @@ def test_what_is_given_is_taken_task_by_task() -> None:
         given_strength(TrainSettings.model_validate({"lambda": "auto", "method": "olora"}), 0)
     assert given_strength(TrainSettings(), 0) is None
     assert given_strength(TrainSettings(method="olora"), 0).lam == 0.5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages", "words"),
+    [
+        ({"lambda": "0,1"}, 3, "names 2 values, and this is task 3"),
+        ({"lambda": "auto", "method": "olora"}, 1, "not for olora"),
+        ({"energy": "curvature", "curvature_rows": 0}, 2, "nothing would be measured"),
+    ],
+)
+def test_what_a_later_stage_would_fail_for_is_said_before_the_first(
+    settings: dict[str, Any], stages: int, words: str
+) -> None:
+    with pytest.raises(SettingsError, match=words):
+        check_strengths(TrainSettings.model_validate(settings), stages)
+    check_strengths(TrainSettings.model_validate({"lambda": "0,1,auto"}), 3)
+    check_strengths(TrainSettings(energy="sum", curvature_rows=0), 3)
+    check_strengths(TrainSettings(energy="curvature", curvature_rows=0), 1)
 
 
 def test_the_first_loss_is_the_mean_over_answer_tokens(tiny_model: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ella_cli.model.source import hub_id
 from ella_cli.past.past import Past
 
 _LOADING = {
@@ -55,9 +56,9 @@ def write_card(folder: Path, past: Past, form: str, exactness: str, base: str) -
 
 def _front_matter(base: str, library: str | None, form: str) -> Sequence[str]:
     lines = ["---"]
-    # The hub knows models by id; a path of this machine means nothing there.
-    if base.count("/") == 1 and not base.startswith((".", "~", "/")):
-        lines.append(f"base_model: {base}")
+    known = hub_id(base)
+    if known:
+        lines.append(f"base_model: {known}")
     if library:
         lines.append(f"library_name: {library}")
     tags = ["ella", "continual-learning", *(["lora"] if form == "adapter" else [])]
