@@ -38,7 +38,7 @@ from benchmarks.unseen import with_unseen_rows
 from ella_cli.adapter import Adapter, Update
 from ella_cli.config import RunSettings
 from ella_cli.files import read_json, write_json
-from ella_cli.inspect.curvature import rise
+from ella_cli.inspect.curvature import costs
 from ella_cli.inspect.rank_correlation import rank_correlation
 from ella_cli.inspect.run_stages import read_run_stages
 from ella_cli.model.base import Base, load_base
@@ -184,7 +184,7 @@ def _points(
                 "kind": step.kind,
                 "kl": float((before.exp() * (before - now)).sum(-1).mean()),
                 "rise": nll(now, labels) - nll(before, labels),
-                "predicted": math.fsum(rise(one, terms[name]) for name, one in updates),
+                "predicted": math.fsum(costs(step.updates, terms).values()),
                 "exact": of_own,
                 "exact_unseen": of_unseen,
                 "norm_square": math.fsum(one.norm**2 for _, one in updates),

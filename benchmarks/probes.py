@@ -28,7 +28,7 @@ from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature import read_curvature
 from ella_cli.config import MeasureSettings, RunSettings
 from ella_cli.files import read_json, write_json
-from ella_cli.inspect.curvature import rise
+from ella_cli.inspect.curvature import costs
 from ella_cli.inspect.run_stages import read_run_stages
 from ella_cli.sequence.measure import measure_adapter
 from ella_cli.training.manifest import versions
@@ -60,7 +60,7 @@ def predicted(run: Path, settings: MeasureSettings, variant: str) -> list[float]
         assert curvature is not None
         terms = {name: curvature.kronecker(name) for name in curvature.names}
     return [
-        math.fsum(rise(one, terms[name]) for name, one in step.updates.items())
+        math.fsum(costs(step.updates, terms).values())
         for step in steps_of(later, seed=0)
         if step.kind == "real"
     ]

@@ -43,7 +43,7 @@ Lambda = Annotated[
 # What `rho` is where the user names none. With curvature a predicted nat counts as ten: there the
 # losses of all tasks together were lowest, and answers move 3 to 20 times as far as predicted
 # (docs/decisions/0006, 0007).
-RHO_OF_CURVATURE = 10.0
+RHO_OF_CURVATURE = 1.0
 RHO_OF_COORDINATES = 3.0
 MethodName = Literal["ella", "inclora", "seqlora", "olora", "replay", "single", "joint"]
 SettingsT = TypeVar("SettingsT", bound="Settings")

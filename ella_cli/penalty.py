@@ -4,8 +4,9 @@
 
 `EllaPenalty` is the paper's: Σ over modules of ‖ΔW ⊙ W_past‖²_F, so that strongly used coordinates
 of W_past are protected and little used ones stay free. `CurvaturePenalty` asks instead how much
-the past tasks' losses rise: Σ over modules and tasks of ½ tr(ΔWᵀ G ΔW C). Everything that knows
-tensors is in `kernels`; everything that knows training is in `training`.
+the past tasks' losses rise: ½ tr(ΔWᵀ G ΔW C) of every module and task, and ½ ‖s‖² of every task,
+s how far all modules together move its answers along its directions. Everything that knows tensors
+is in `kernels`; everything that knows training is in `training`.
 
 Source: ELLA, arXiv 2601.02232, Eq. 5; the algebra of both is in docs/method.md.
 """
@@ -17,6 +18,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from ella_cli import processes
 from ella_cli.errors import PastError
 from ella_cli.kernels import (
     CurvaturePlan,
@@ -122,6 +124,7 @@ class CurvaturePenalty(Penalty):
             [past.shape(name) for name in self.names],
             scales,
             names=self.names,
+            gather=processes.summed if self._count > 1 else lambda moves: moves,
         )
 
 

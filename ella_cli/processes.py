@@ -9,8 +9,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from ella_cli.errors import SettingsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # One may evaluate longer than the others; one that dies takes the others with it all the same.
 _PATIENCE = timedelta(days=1)
@@ -65,6 +69,15 @@ def wait() -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of what every process gives, in each of them."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor
 
 
 @contextmanager

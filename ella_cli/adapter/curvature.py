@@ -1,8 +1,10 @@
 """What a task's answers depend on, kept beside its adapter: `curvature.safetensors`.
 
 Per adapted module two factors, `<module>.U` (M, K) and `<module>.V` (N, K'), and two floors in the
-record, with G = U Uᵀ + γ I and C = V Vᵀ + κ I; ½ tr(ΔWᵀ G ΔW C), summed over modules, is the
-expected rise of that task's loss in nats per answer token when ΔW is added to the weights.
+record, with G = U Uᵀ + γ I and C = V Vᵀ + κ I; and directions `<module>.R` (D, k, k') in the basis
+of the leading columns. ½ tr(ΔWᵀ G ΔW C), summed over modules, and ½ ‖s‖² with s = Σ R · vec(UᵀΔW V)
+over modules are together the expected rise of that task's loss in nats per answer token when ΔW is
+added to the weights.
 docs/file-formats.md specifies the file.
 """
 
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ella_cli.adapter.adapter import Adapter, layers_in_order
 from ella_cli.adapter.curvature_record import (
+    DIRECTIONS_VERSION,
     METADATA_KEY,
     RECORD,
     CurvatureRecord,
@@ -35,19 +38,21 @@ if TYPE_CHECKING:
 
 CURVATURE = "curvature.safetensors"
 
+_LETTERS = "UVR"
+
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
     """One task's curvature, in a file of its own or inside a past; read when asked for.
 
     Attributes:
-        keys: module -> the names of U and V in the file.
+        keys: module -> the names of U, V and, where it has directions, R in the file.
         rank: columns used of each factor, of the largest eigenvalues; None for all.
     """
 
     record: CurvatureRecord
     file: TensorFile = field(repr=False)
-    keys: Mapping[str, tuple[str, str]] = field(repr=False)
+    keys: Mapping[str, tuple[str, ...]] = field(repr=False)
     rank: int | None = None
 
     @property
@@ -56,33 +61,34 @@ class Curvature:
 
     @property
     def nbytes(self) -> int:
-        return sum(self.entry(key).nbytes for pair in self.keys.values() for key in pair)
+        return sum(self.entry(key).nbytes for keys in self.keys.values() for key in keys)
 
     def entry(self, key: str) -> Entry:
-        """Dtype and shape of a factor as it is used."""
+        """Dtype and shape of a factor, or of directions, as they are used."""
         stored = self.file.entries[key]
-        rows, columns = stored.shape
-        return Entry(
-            stored.dtype, (rows, columns if self.rank is None else min(columns, self.rank))
-        )
+        first, *columns = stored.shape
+        used = (one if self.rank is None else min(one, self.rank) for one in columns)
+        return Entry(stored.dtype, (first, *used))
 
     def factor(self, key: str) -> Tensor:
-        """(M or N, K), in the file's dtype."""
-        return self.file.read(key)[:, : self.rank].contiguous()
+        """(M or N, K), or directions (D, K, K'), in the file's dtype."""
+        whole = self.file.read(key)
+        return whole[:, *[slice(self.rank)] * (whole.ndim - 1)].contiguous()
 
     def truncated(self, rank: int) -> Curvature:
-        """The same with at most `rank` columns of each factor.
+        """The same with at most `rank` columns of each factor, and the directions within them.
 
-        What the others held is spread evenly, so that the traces stay; the record says how much.
+        What the others held of G and C is spread evenly, so that the traces stay; the record says
+        how much.
 
         Raises:
             AdapterError: it is damaged.
         """
         dropped, floors = {}, {}
-        for name, pair in self.keys.items():
+        for name, (u_key, v_key, *_) in self.keys.items():
             g, c = (tail[min(rank, len(tail) - 1)] for tail in self.tails(name))
             dropped[name] = (g, c)
-            u, v = (_each_past(self.factor(key), rank) for key in pair)
+            u, v = (_each_past(self.factor(key), rank) for key in (u_key, v_key))
             gamma, kappa = self.record.floors_of(name)
             floors[name] = (gamma + u, kappa + v)
         record = replace(self.record, dropped=dropped).with_floors(floors)
@@ -99,26 +105,27 @@ class Curvature:
         before = self.record.dropped.get(name, (0.0, 0.0))
         g, c = (
             [1 - (1 - old) * (1 - share) for share in _shares_past(self.factor(key))]
-            for old, key in zip(before, self.keys[name], strict=True)
+            for old, key in zip(before, self.keys[name][:2], strict=True)
         )
         return g, c
 
     def shape(self, name: str) -> tuple[int, int]:
         """(M, N) of the updates it judges."""
-        u, v = self.keys[name]
+        u, v, *_ = self.keys[name]
         return self.file.entries[u].shape[0], self.file.entries[v].shape[0]
 
-    def kronecker(self, name: str) -> Kronecker:
-        """The factors of one module, f32; a module that was not measured has none.
+    def kronecker(self, name: str, task: int = 0) -> Kronecker:
+        """One module's factors and directions, f32; a module that was not measured has none.
+
+        Args:
+            task: tells the directions of several tasks apart.
 
         Raises:
             EllaError: the file's factors are not what its digest says.
         """
         _ = self.verified
-        u, v = self.keys[name]
-        return Kronecker(
-            self.factor(u).float(), self.factor(v).float(), *self.record.floors_of(name)
-        )
+        u, v, *r = (self.factor(key).float() for key in self.keys[name])
+        return Kronecker(u, v, *self.record.floors_of(name), r[0] if r else None, task)
 
     @cached_property
     def verified(self) -> bool:
@@ -132,8 +139,8 @@ class Curvature:
                 f"{self.record.digest[:12]}…",
                 hint="the file is damaged; make it again with `ella measure`",
             )
-        for name, pair in self.keys.items():
-            if not all(bool(self.file.read(key).isfinite().all()) for key in pair):
+        for name, keys in self.keys.items():
+            if not all(bool(self.file.read(key).isfinite().all()) for key in keys):
                 raise AdapterError(
                     f"{self.file.path}: the curvature of {name} is not finite",
                     hint="measure it again with `ella measure`, or take the file away",
@@ -156,12 +163,16 @@ def write_curvature(
 
     tensors = {}
     for name in sorted(modules, key=layers_in_order):
-        tensors[f"{name}.U"] = modules[name].u.to(torch.bfloat16).contiguous()
-        tensors[f"{name}.V"] = modules[name].v.to(torch.bfloat16).contiguous()
+        one = modules[name]
+        for letter, part in zip(_LETTERS, (one.u, one.v, one.directions), strict=True):
+            if part is not None:
+                tensors[f"{name}.{letter}"] = part.to(torch.bfloat16).contiguous()
     floors = {name: (one.u_floor, one.v_floor) for name, one in modules.items()}
     layout = {key: Entry(dtype_name(t), tuple(t.shape)) for key, t in tensors.items()}
     sums = [(key, hashlib.sha256(bytes_of(t)).hexdigest()) for key, t in tensors.items()]
     record = record.with_floors(floors)
+    if any(one.directions is not None for one in modules.values()):
+        record = replace(record, version=DIRECTIONS_VERSION)
     record = replace(record, digest=factors_digest(sums, layout, record.floors))
     metadata = {"format": "pt", METADATA_KEY: RECORD.dump_json(record).decode()}
     with (
@@ -208,29 +219,43 @@ def read_curvature(adapter: Adapter) -> Curvature | None:
 
 def curvature_keys(
     file: TensorFile, keys: Mapping[str, Any], prefix: str, error: type[EllaError]
-) -> dict[str, tuple[str, str]]:
-    """Module -> names of U and V, for the tensors of `file` in `keys`, which begin with `prefix`.
+) -> dict[str, tuple[str, ...]]:
+    """Module -> names of U, V and perhaps R: the tensors of `file` in `keys`, behind `prefix`.
 
     Raises:
-        error: a factor without its other, or that is no float matrix.
+        error: a factor without its other, one that is no float matrix, or directions that are not
+            in its columns.
     """
     modules = sorted({key[len(prefix) : -2] for key in keys}, key=layers_in_order)
-    found = {name: (f"{prefix}{name}.U", f"{prefix}{name}.V") for name in modules}
-    expected = {key for pair in found.values() for key in pair}
+    found = {
+        name: tuple(
+            f"{prefix}{name}.{letter}"
+            for letter in _LETTERS
+            if letter != "R" or f"{prefix}{name}.R" in keys
+        )
+        for name in modules
+    }
+    expected = {key for names in found.values() for key in names}
     wrong = sorted(expected ^ set(keys))
-    wrong += [
-        key
-        for key in sorted(expected & set(keys))
-        if len(file.entries[key].shape) != 2
-        or file.entries[key].dtype not in FLOATS
-        or not file.entries[key].nbytes
-    ]
+    if not wrong:
+        wrong = [names[-1] for names in found.values() if not _fits(file, names)]
     if wrong:
         raise error(
             f"{file.path}: the tensor {wrong[0][:100]} is not what a curvature holds",
             hint="the file was changed by hand; make it again with `ella measure`",
         )
     return found
+
+
+def _fits(file: TensorFile, names: tuple[str, ...]) -> bool:
+    u, v, *r = (file.entries[name] for name in names)
+    sound = all(one.dtype in FLOATS and one.nbytes for one in (u, v, *r))
+    if not sound or len(u.shape) != 2 or len(v.shape) != 2:
+        return False
+    return all(
+        len(one.shape) == 3 and one.shape[1] <= u.shape[1] and one.shape[2] <= v.shape[1]
+        for one in r
+    )
 
 
 def _shares_past(factor: Tensor) -> list[float]:
@@ -247,8 +272,8 @@ def _each_past(factor: Tensor, rank: int) -> float:
 
 
 def _digest(curvature: Curvature) -> str:
-    plain = {f"{name}.{letter}": key for name, pair in curvature.keys.items()
-             for letter, key in zip("UV", pair, strict=True)}  # fmt: skip
+    plain = {f"{name}.{letter}": key for name, keys in curvature.keys.items()
+             for letter, key in zip(_LETTERS, keys, strict=False)}  # fmt: skip
     sums = [
         (name, hashlib.sha256(bytes_of(curvature.factor(key))).hexdigest())
         for name, key in plain.items()

@@ -15,8 +15,8 @@ from ella_cli.adapter.tensor_header import Entry
 from ella_cli.errors import AdapterError
 
 METADATA_KEY = "ella_curvature"
-# 2 is 1 with floors: a reader of 1 would leave out part of what protects.
-PLAIN_VERSION, FLOORS_VERSION = 1, 2
+# 2 is 1 with floors, 3 has directions too: a reader of less would leave out part of what protects.
+PLAIN_VERSION, FLOORS_VERSION, DIRECTIONS_VERSION = 1, 2, 3
 
 Floor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -32,7 +32,7 @@ class CurvatureRecord:
         data: fingerprint of the task's rows.
         rows, tokens: training rows looked at, and their answer tokens.
         seed: of the probes.
-        coherence: by which G was multiplied, since modules act together.
+        coherence: by which G was multiplied, since modules act together: 1 where directions say so.
         shrinkage: the share of each trace that was spread evenly; None from an ella that had none
             or did not say.
         dropped: module -> shares of the traces of G and of C whose eigenvectors were cut off.
@@ -81,10 +81,10 @@ def read_record(text: str | None, path: Path) -> CurvatureRecord:
             f"{path} has no sound record {METADATA_KEY} in its header",
             hint="make it again with `ella measure`, or take the file away",
         ) from error
-    if not PLAIN_VERSION <= record.version <= FLOORS_VERSION:
+    if not PLAIN_VERSION <= record.version <= DIRECTIONS_VERSION:
         raise AdapterError(
             f"{path} is a curvature of version {record.version}; this ella reads {PLAIN_VERSION} "
-            f"to {FLOORS_VERSION}",
+            f"to {DIRECTIONS_VERSION}",
             hint="update ella",
         )
     return record

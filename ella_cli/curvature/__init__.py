@@ -1,12 +1,14 @@
 """How much the loss of a task just learned rises when the weights move on: measured, not kept data.
 
-    measure_curvature   a trained model and a few rows -> G ⊗ C per module, in nats per answer token
+    measure_curvature   a trained model and a few rows -> G ⊗ C and directions per module, in nats
+                        per answer token
 
 docs/method.md derives the estimate; `adapter.curvature` keeps it, `kernels.curvature` uses it.
 """
 
 from __future__ import annotations
 
-from ella_cli.curvature.measure import COHERENCE, SHRINKAGE, Measured, measure_curvature
+from ella_cli.curvature.directions import COLUMNS, DIRECTIONS, PROBES
+from ella_cli.curvature.measure import SHRINKAGE, Measured, measure_curvature
 
-__all__ = ["COHERENCE", "SHRINKAGE", "Measured", "measure_curvature"]
+__all__ = ["COLUMNS", "DIRECTIONS", "PROBES", "SHRINKAGE", "Measured", "measure_curvature"]

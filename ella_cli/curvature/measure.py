@@ -4,33 +4,30 @@ A few batches of its training rows run through the model as it stands. At each a
 model's own chances are probed (the true Fisher matrix, not the empirical one), after the given
 tokens before it. Only module inputs and output gradients are looked at: no weight needs one.
 
-Blocks of one module each miss that modules act together: updates made by training push the same
-answers the same way in every layer, and the square of a sum of L like terms is L times the sum of
-their squares. `COHERENCE` is how much that was on real updates, and multiplies G.
+Blocks of one module each miss that modules act together: what training pushes, it pushes the same
+way in every layer, and the square of a sum of L like terms is L times the sum of their squares. A
+second look at the rows finds the directions of all modules that this is about (`directions`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from ella_cli.curvature.directions import PROBES, Together
 from ella_cli.curvature.estimate import Moments, fisher_probe, low_rank
 from ella_cli.curvature.sketch import PsdSums
-from ella_cli.curvature.tokens import token_gradients, watched
+from ella_cli.curvature.tokens import Tokens, token_gradients, watched
 from ella_cli.errors import NonFiniteError
 from ella_cli.kernels import Kronecker
 from ella_cli.model.base import Base
 from ella_cli.model.lora import lora_layers
 from ella_cli.progress import Advance
-
-# Measured divergence over the prediction without it, 40 real updates after two tasks of SmolLM2
-# (docs/results.md): slope 5.5. Read off each task's own update instead it was 2 to 45, and pooled
-# predictions ranked worse.
-COHERENCE = 6.0
 
 # Rows that were not looked at need other directions too, and an optimiser finds those that the
 # measured rows left free, so this share of each trace is spread evenly. Chosen on held-out rows of
@@ -43,14 +40,16 @@ class Measured:
     """The curvature of one task, in nats per answer token.
 
     Attributes:
-        modules: name -> G ⊗ C; ½ tr(ΔWᵀ G ΔW C) is the expected rise of the task's loss.
+        modules: name -> G ⊗ C and directions: together the expected rise of the task's loss.
         dropped: name -> the shares of the traces of G and C whose eigenvectors were cut off.
+        held: name -> the share of its trace that the directions hold, the rest G ⊗ C does.
         rows: examples looked at.
         tokens: their answer tokens.
     """
 
     modules: Mapping[str, Kronecker]
     dropped: Mapping[str, tuple[float, float]]
+    held: Mapping[str, float]
     rows: int
     tokens: int
 
@@ -74,42 +73,68 @@ def measure_curvature(
         rank: eigenvectors kept of each G and each C.
         seed: of the probes.
         batch_size: sequences a pass.
-        advance: told of every batch.
+        advance: told of every batch, of each of two looks at the rows.
 
     Raises:
         NonFiniteError: a module's curvature is infinite or NaN.
     """
-    collate = base.collator()
-    generator = torch.Generator().manual_seed(seed)
-    sums = PsdSums(rank, seed)
     layers: dict[str, Any] = dict(lora_layers(model))
+    look = partial(
+        _look, base, layers, sorted(rows, key=lambda row: len(row["input_ids"])), batch_size,
+        torch.Generator().manual_seed(seed), advance,
+    )  # fmt: skip
+    sums = PsdSums(rank, seed)
     moments: dict[str, Moments] = {}
-    tokens = 0
-    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
     was_training = base.model.training
     base.model.train(False)
     try:
-        with watched(layers) as seen, torch.enable_grad():
-            for start in range(0, len(ordered), batch_size):
-                batch = collate(ordered[start : start + batch_size])
-                logits, labels = base.answer_logits(batch)
-                tokens += len(labels)
-                probe = fisher_probe(logits.detach().softmax(-1), generator)
-                looked_at = token_gradients(logits, probe, seen)
-                for name, (x, g) in looked_at.items():
-                    if name not in moments:
-                        moments[name] = Moments(
-                            sums.of(g.shape[-1], g.device), sums.of(x.shape[-1], g.device)
-                        )
-                    moments[name].add(x, g)
-                seen.clear()
-                advance(1, "")
+        tokens = 0
+        for count, looked_at in look(probes=1):
+            tokens += count
+            for name, (x, g) in looked_at.items():
+                if name not in moments:
+                    moments[name] = Moments(
+                        sums.of(g.shape[-1], g.device), sums.of(x.shape[-1], g.device)
+                    )
+                moments[name].add(x, g)
+        modules, dropped = _factored(moments, rank, tokens)
+        together = Together(modules)
+        for _, looked_at in look(probes=PROBES):
+            together.add(looked_at)
     finally:
         base.model.train(was_training)
-    return _factored(moments, rank, len(ordered), tokens)
+    joined, held = together.joined(tokens * PROBES)
+    return Measured(joined, dropped, held, len(rows), tokens)
 
 
-def _factored(moments: Mapping[str, Moments], rank: int, rows: int, tokens: int) -> Measured:
+def _look(
+    base: Base,
+    layers: Mapping[str, nn.Module],
+    rows: Sequence[Mapping[str, list[int]]],
+    batch_size: int,
+    generator: torch.Generator,
+    advance: Advance,
+    *,
+    probes: int,
+) -> Iterator[tuple[int, Tokens]]:
+    """Of each batch and each of its probes: answer tokens, and what the layers take and get."""
+    collate = base.collator()
+    with watched(layers) as seen:
+        for start in range(0, len(rows), batch_size):
+            with torch.enable_grad():
+                logits, labels = base.answer_logits(collate(rows[start : start + batch_size]))
+                chances = logits.detach().softmax(-1)
+                for left in reversed(range(probes)):
+                    probe = fisher_probe(chances, generator)
+                    yield len(labels), token_gradients(logits, probe, seen, again=left > 0)
+            seen.clear()
+            advance(1, "")
+
+
+def _factored(
+    moments: Mapping[str, Moments], rank: int, tokens: int
+) -> tuple[dict[str, Kronecker], dict[str, tuple[float, float]]]:
+    """G ⊗ C of each module, and what was cut off of their traces."""
     modules, dropped = {}, {}
     for name, moment in moments.items():
         if not (moment.g.kept.isfinite().all() and moment.c.kept.isfinite().all()):
@@ -119,8 +144,8 @@ def _factored(moments: Mapping[str, Moments], rank: int, rows: int, tokens: int)
             )
         # G in nats per answer token; C without units, of trace 1.
         square = moment.square
-        g = low_rank(moment.g, square, COHERENCE / max(tokens, 1), rank, SHRINKAGE)
+        g = low_rank(moment.g, square, 1 / max(tokens, 1), rank, SHRINKAGE)
         c = low_rank(moment.c, square, 1 / (square or 1.0), rank, SHRINKAGE)
         modules[name] = Kronecker(g.factor.cpu(), c.factor.cpu(), g.floor, c.floor)
         dropped[name] = (g.dropped, c.dropped)
-    return Measured(modules, dropped, rows, tokens)
+    return modules, dropped

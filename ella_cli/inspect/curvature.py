@@ -8,7 +8,7 @@ own answers; docs/method.md says how far it can be trusted.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,8 +162,31 @@ def curvatures_of_tasks(past: Past) -> tuple[TaskCurvature, ...]:
                  for one in past.curvatures)  # fmt: skip
 
 
-def rise(update: Update, term: Kronecker) -> float:
-    """½ tr(ΔWᵀ G ΔW C) of one module, in f64."""
+def costs(updates: Mapping[str, Update], terms: Mapping[str, Kronecker]) -> dict[str, float]:
+    """What each module's update is predicted to cost one task, nats per answer token, in f64.
+
+    Modules move its answers together: a module's part of that is negative where it takes back what
+    others do, and only the sum says what the update costs.
+
+    Args:
+        updates: of all modules, together; those without a term cost nothing.
+        terms: the task's, by module.
+    """
+    common = [name for name in updates if name in terms]
+    moves = {name: _moves(updates[name], terms[name]) for name in common}
+    most = max((len(move) for move in moves.values()), default=0)
+    together = torch.zeros(most, dtype=torch.float64)
+    for move in moves.values():
+        together[: len(move)] += move
+    return {
+        name: _block(updates[name], terms[name])
+        + 0.5 * float(moves[name] @ together[: len(moves[name])])
+        for name in common
+    }
+
+
+def _block(update: Update, term: Kronecker) -> float:
+    """½ tr(ΔWᵀ G ΔW C)."""
     b, a = update.b.double(), update.a.double()
     ub, av = term.u.double().T @ b, a @ term.v.double()
     s = ub.T @ ub + term.u_floor * b.T @ b  # (R, R)
@@ -171,10 +194,24 @@ def rise(update: Update, term: Kronecker) -> float:
     return 0.5 * update.scale**2 * float((s * h).sum())
 
 
+def _moves(update: Update, term: Kronecker) -> Tensor:
+    """How far the update moves along the task's directions, (D,)."""
+    if term.directions is None:
+        return torch.zeros(0, dtype=torch.float64)
+    directions = term.directions.double()
+    _, rows, columns = directions.shape
+    ub = term.u[:, :rows].double().T @ update.b.double()
+    av = update.a.double() @ term.v[:, :columns].double()
+    return update.scale * torch.einsum("dkl,kr,rl->d", directions, ub, av)
+
+
 def _parts(update: Adapter, curvature: Curvature) -> list[ModuleRise]:
     common = [name for name in curvature.names if name in update.sources]
-    return [ModuleRise(name, rise(update.update(name), curvature.kronecker(name)))
-            for name in common]  # fmt: skip
+    found = costs(
+        {name: update.update(name) for name in common},
+        {name: curvature.kronecker(name) for name in common},
+    )
+    return [ModuleRise(name, nats) for name, nats in found.items()]
 
 
 def _trained_against_curvature(adapter: Adapter) -> bool:
@@ -186,13 +223,22 @@ def _rise(task: str, curvature: Curvature, adapter: Adapter) -> Rise:
     for part in modules:
         term = curvature.kronecker(part.name)
         rows, columns = adapter.shape(part.name)
-        mean = term.trace / (rows * columns)
+        mean = (term.trace + _square(term)) / (rows * columns)
         random += 0.5 * adapter.update(part.name).norm ** 2 * mean
     total = math.fsum(one.nats for one in modules)
     rows_measured = curvature.record.rows
     return Rise(
         task, total, tuple(modules), random, rows_measured, _trained_against_curvature(adapter)
     )
+
+
+def _square(term: Kronecker) -> float:
+    """‖·‖²_F of the module's part of all directions; U's and V's columns are orthogonal."""
+    if term.directions is None:
+        return 0.0
+    _, rows, columns = term.directions.shape
+    u, v = (factor.double().norm(dim=0) for factor in (term.u[:, :rows], term.v[:, :columns]))
+    return float((term.directions.double() * u[:, None] * v).square().sum())
 
 
 def _task(task: str, curvature: Curvature) -> TaskCurvature:

@@ -1,27 +1,33 @@
-"""½ tr(ΔWᵀ G ΔW C) of LoRA updates against a sum of Kronecker-factored curvatures.
+"""What LoRA updates cost the past tasks: Kronecker factors a module, and directions of all modules.
 
-    loss = ½ Σ_t tr(ΔWᵀ G_t ΔW C_t) = ½ s² Σ_t ⟨S_t, H_t⟩,    ΔW = s · B A
+    loss = ½ Σ_t [ Σ_m tr(ΔWᵀ G_t ΔW C_t) + ‖s_t‖² ],    ΔW = scale · B A,  m a module
+    s_t = Σ_m R_t · vec(Z_t),    Z_t = U_tᵀ ΔW V_t = scale · (U_tᵀB)(A V_t)
+    tr(ΔWᵀ G_t ΔW C_t) = scale² ⟨S_t, H_t⟩
     S_t = Bᵀ G_t B = (U_tᵀB)ᵀ(U_tᵀB) + γ_t BᵀB,    H_t = A C_t Aᵀ = (A V_t)(A V_t)ᵀ + κ_t A Aᵀ
-    ∂/∂B = s² Σ_t (U_t (U_tᵀB) + γ_t B) H_t         ∂/∂A = s² Σ_t S_t ((A V_t) V_tᵀ + κ_t A)
+    ∂/∂B = Σ_t U_t (scale² (U_tᵀB) H_t + D_t (A V_t)ᵀ) + scale² γ_t B H_t,    D_t = scale · s_tᵀ R_t
+    ∂/∂A = Σ_t (scale² S_t (A V_t) + (U_tᵀB)ᵀ D_t) V_tᵀ + scale² κ_t S_t A
 
-with G_t = U_t U_tᵀ + γ_t I (M, M) and C_t = V_t V_tᵀ + κ_t I (N, N) of one past task each; S and H
-are (R, R). ΔW is never built, and a sum over tasks stays a sum of Kronecker products, which no
-single product equals. Each U and V is read twice: about 8 K R (M + N) flops a module for K columns
-in all, and beside them only (K, R) and (R, K) are kept; the floors γ and κ cost R² (M + N) once.
+with G_t = U_t U_tᵀ + γ_t I (M, M) and C_t = V_t V_tᵀ + κ_t I (N, N) of one past task and module
+each; S and H are (R, R). R_t holds the task's directions, along which all modules move its answers
+together, in the basis of each module's leading columns: s_t is summed over modules before it is
+squared. ΔW is never built, and a sum over tasks stays a sum of Kronecker products, which no single
+product equals. Each U, V and R is read twice: about 8 K R (M + N) flops a module for K columns in
+all and 4 D K'² for D directions in K' columns; beside them only (K, R) and (R, K) are kept.
+
 Modules of equal shape are one batched product; its tasks are padded to the most columns. B takes
 part as Bᵀ: on the CPU a few rows times a wide matrix are more than twice as fast as a tall matrix
 times a few columns.
 
 Source: Martens & Grosse 2015 (Kronecker-factored curvature), Ritter et al. 2018 (in continual
-learning); docs/method.md derives the form for LoRA.
+learning); docs/method.md derives the form for LoRA, and the directions.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,16 +39,22 @@ from ella_cli.kernels.planned import Planned, check_count, check_finite
 
 @dataclass(frozen=True, eq=False)
 class Kronecker:
-    """G ⊗ C of one task and module: G = U Uᵀ + u_floor · I, C = V Vᵀ + v_floor · I.
+    """One task's curvature at one module: G ⊗ C, and the module's part of the task's directions.
+
+    G = U Uᵀ + u_floor · I, C = V Vᵀ + v_floor · I; direction d is Σ_ij R[d, i, j] u_i v_jᵀ here.
+    Terms with directions and the same `task` are of one task: their moves are added up.
 
     Raises:
-        ShapeError: U or V is no float matrix, or they lie on different devices.
+        ShapeError: U or V is no float matrix, R not in their columns, or they lie on different
+            devices.
     """
 
     u: Tensor  # (M, K_G)
     v: Tensor  # (N, K_C)
     u_floor: float = 0.0
     v_floor: float = 0.0
+    directions: Tensor | None = None  # R: (D, K_G' <= K_G, K_C' <= K_C)
+    task: int = 0
 
     def __post_init__(self) -> None:
         for letter, factor in (("U", self.u), ("V", self.v)):
@@ -54,6 +66,17 @@ class Kronecker:
         if self.u.device != self.v.device:
             raise ShapeError(
                 f"U is on {self.u.device}, V on {self.v.device}", hint="move one to the other"
+            )
+        r, columns = self.directions, (self.u.shape[1], self.v.shape[1])
+        if r is not None and (
+            r.ndim != 3
+            or not r.is_floating_point()
+            or r.device != self.u.device
+            or any(inner > outer for inner, outer in zip(r.shape[1:], columns, strict=True))
+        ):
+            raise ShapeError(
+                f"R is {r.dtype} {tuple(r.shape)} on {r.device}, for {columns} columns of U and V",
+                hint="R is (D, K, K') in the leading columns of U and V, on their device",
             )
 
     @property
@@ -69,11 +92,12 @@ class Kronecker:
         return g * c
 
     def times(self, weight: float) -> Kronecker:
-        """G ⊗ C times a weight of at least 0."""
+        """The cost times a weight of at least 0; the directions too, for U is their basis."""
         return replace(self, u=self.u * weight**0.5, u_floor=self.u_floor * weight)
 
     def to(self, device: torch.device) -> Kronecker:
-        return replace(self, u=self.u.to(device), v=self.v.to(device))
+        directions = None if self.directions is None else self.directions.to(device)
+        return replace(self, u=self.u.to(device), v=self.v.to(device), directions=directions)
 
 
 class _Side(NamedTuple):
@@ -95,29 +119,60 @@ class _Side(NamedTuple):
         """The product x G xᵀ of every task, (S, T, R, R), from x and what `through` makes of it."""
         return xu @ xu.mT + self.floors[..., None, None] * (x @ x.mT)[:, None]
 
-    def times(self, weights: Tensor, x: Tensor, xu: Tensor) -> Tensor:
-        """Σ over tasks of weights x G, (S, R, M), from weights (S, T, R, R)."""
-        by_factors = (weights @ xu).transpose(1, 2).flatten(2)  # (S, R, T · K)
+    def times(self, weights: Tensor, x: Tensor, xu: Tensor, more: Tensor | None) -> Tensor:
+        """Σ over tasks of weights x G + more Uᵀ, (S, R, M).
+
+        Args:
+            weights: (S, T, R, R).
+            x, xu: as `squared` takes them.
+            more: (S, T, R, K'), for the leading K' columns of U.
+        """
+        by_factors = weights @ xu  # (S, T, R, K)
+        if more is not None:
+            by_factors[..., : more.shape[-1]] += more
         by_floors = (self.floors[..., None, None] * weights).sum(1)  # (S, R, R)
-        return torch.bmm(by_factors, self.factors.mT) + by_floors @ x
+        flat = by_factors.transpose(1, 2).flatten(2)  # (S, R, T · K)
+        return torch.bmm(flat, self.factors.mT) + by_floors @ x
 
 
 class _Batch(NamedTuple):
-    """Modules of equal shape, stacked."""
+    """Modules of equal shape with terms of the same tasks, stacked."""
 
     members: tuple[int, ...]
     u: _Side
     v: _Side
     scales: Tensor  # (S,)
+    tasks: Tensor  # (T,) int64: which task each term is of
+    directions: Tensor | None  # (S, T, D, K_G', K_C'), padded with zeros
+
+
+class _Seen(NamedTuple):
+    """A batch's updates through its factors."""
+
+    batch: _Batch
+    bt: Tensor  # (S, R, M)
+    a: Tensor  # (S, R, N)
+    bu: Tensor  # (S, T, R, K_G)
+    av: Tensor  # (S, T, R, K_C)
+    moves: Tensor | None  # (S, T, D): each module's part of s
+
+
+Gather = Callable[[Tensor], Tensor]
 
 
 class CurvaturePlan:
-    """½ Σ_modules Σ_t tr(ΔWᵀ G_t ΔW C_t); made by `plan_curvature`."""
+    """What updates cost the past tasks, nats; made by `plan_curvature`."""
 
-    def __init__(self, batches: Sequence[_Batch], names: Sequence[str], shapes: Shapes) -> None:
+    def __init__(
+        self, batches: Sequence[_Batch], names: Sequence[str], shapes: Shapes, gather: Gather
+    ) -> None:
         self.names = tuple(names)
         self._batches = tuple(batches)
         self._shapes = tuple(shapes)
+        self._gather = gather
+        with_any = [batch for batch in batches if batch.directions is not None]
+        self._tasks = max((int(batch.tasks.max()) + 1 for batch in with_any), default=0)
+        self._most = max((one.directions.shape[2] for one in with_any), default=0)  # type: ignore[union-attr]
 
     def __call__(self, bs: Sequence[Tensor], as_: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The total, differentiable in every B and A, and each module's share, detached.
@@ -127,7 +182,8 @@ class CurvaturePlan:
             as_: LoRA A of each module, (R, N), on the device of its B.
 
         Returns:
-            Scalar f32 and values (modules,) f32; f64 as soon as one B or A is.
+            Scalar f32 and values (modules,) f32; f64 as soon as one B or A is. A module's part of
+            the directions can be negative: it may move answers back that others move.
 
         Raises:
             ShapeError: the number of modules or a shape does not fit.
@@ -157,13 +213,13 @@ class CurvaturePlan:
         dtype = compute_dtype(*bs, *as_)
         values = torch.zeros(len(bs), dtype=dtype, device=bs[0].device)  # (modules,)
         dbs, das = [torch.empty(0)] * len(bs), [torch.empty(0)] * len(as_)
-        for batch in self._batches:
-            b = torch.stack([bs[i].detach().to(dtype) for i in batch.members])  # (S, M, R)
-            a = torch.stack([as_[i].detach().to(dtype) for i in batch.members])  # (S, R, N)
-            value, dbt, da = _batch_terms(batch, b.mT, a, dtype)
-            values[list(batch.members)] = value
+        seen = [_see(batch, bs, as_, dtype) for batch in self._batches]
+        together = self._together(seen, dtype)
+        for one in seen:
+            value, dbt, da = _terms(one, together)
+            values[list(one.batch.members)] = value.to(values.device)
             db = dbt.mT.contiguous()  # (S, M, R)
-            for i, one_db, one_da in zip(batch.members, db, da, strict=True):
+            for i, one_db, one_da in zip(one.batch.members, db, da, strict=True):
                 dbs[i], das[i] = one_db, one_da
         measured = {i for batch in self._batches for i in batch.members}
         for i in set(range(len(bs))) - measured:
@@ -172,18 +228,55 @@ class CurvaturePlan:
         check_finite(self.names, values, dbs, das, "the curvature")
         return values, dbs, das
 
+    def _together(self, seen: Sequence[_Seen], dtype: torch.dtype) -> Tensor:
+        """The moves s of every task, (tasks, D), over all modules, those of other processes too."""
+        device = seen[0].bt.device if seen else None
+        total = torch.zeros(self._tasks, self._most, dtype=dtype, device=device)
+        for one in seen:
+            if one.moves is not None:
+                moves = one.moves.sum(0).to(total.device)  # (T, D)
+                padded = torch.nn.functional.pad(moves, (0, self._most - moves.shape[1]))
+                total.index_add_(0, one.batch.tasks.to(total.device), padded)
+        return self._gather(total) if self._tasks else total
 
-def _batch_terms(
-    batch: _Batch, bt: Tensor, a: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Values (S,), ∂/∂Bᵀ (S, R, M), ∂/∂A (S, R, N)."""
-    u, v = batch.u.to(dtype), batch.v.to(dtype)
-    bu, av = u.through(bt), v.through(a)
-    s, h = u.squared(bt, bu), v.squared(a, av)  # (S, T, R, R)
-    square = batch.scales.to(dtype).square()  # (S,)
+
+def _see(batch: _Batch, bs: Sequence[Tensor], as_: Sequence[Tensor], dtype: torch.dtype) -> _Seen:
+    bt = torch.stack([bs[i].detach().to(dtype) for i in batch.members]).mT  # (S, R, M)
+    a = torch.stack([as_[i].detach().to(dtype) for i in batch.members])  # (S, R, N)
+    batch = batch._replace(
+        u=batch.u.to(dtype), v=batch.v.to(dtype), scales=batch.scales.to(dtype),
+        directions=None if batch.directions is None else batch.directions.to(dtype),
+    )  # fmt: skip
+    bu, av = batch.u.through(bt), batch.v.through(a)
+    moves = None
+    if batch.directions is not None:
+        rows, columns = batch.directions.shape[-2:]
+        z = bu[..., :rows].mT @ av[..., :columns]  # (S, T, K_G', K_C')
+        moves = (batch.directions.flatten(3) @ z.flatten(2)[..., None]).squeeze(-1)
+        moves = moves * batch.scales[:, None, None]
+    return _Seen(batch, bt, a, bu, av, moves)
+
+
+def _terms(seen: _Seen, together: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values (S,), ∂/∂Bᵀ (S, R, M), ∂/∂A (S, R, N), from s of every task (tasks, D)."""
+    batch, bt, a, bu, av, moves = seen
+    s, h = batch.u.squared(bt, bu), batch.v.squared(a, av)  # (S, T, R, R)
+    square = batch.scales.square()  # (S,)
     values = 0.5 * square * (s * h).sum((1, 2, 3))
-    factor = square[:, None, None]
-    return values, u.times(h, bt, bu) * factor, v.times(s, a, av) * factor
+    more_u = more_v = None
+    if batch.directions is not None and moves is not None:
+        of_tasks = together.to(moves.device)[batch.tasks, : moves.shape[-1]]  # (T, D)
+        values = values + 0.5 * (moves * of_tasks).sum((1, 2))
+        rows, columns = batch.directions.shape[-2:]
+        flat = of_tasks[None, :, None] @ batch.directions.flatten(3)  # (S, T, 1, K_G' · K_C')
+        d = flat.view(len(square), -1, rows, columns) * batch.scales[:, None, None, None]
+        more_u, more_v = av[..., :columns] @ d.mT, bu[..., :rows] @ d
+    factor = square[:, None, None, None]
+    return (
+        values,
+        batch.u.times(h * factor, bt, bu, more_u),
+        batch.v.times(s * factor, a, av, more_v),
+    )
 
 
 Shapes = Sequence[tuple[int, int]]
@@ -195,6 +288,7 @@ def plan_curvature(
     scales: Sequence[float],
     *,
     names: Sequence[str] | None = None,
+    gather: Gather = lambda moves: moves,
 ) -> CurvaturePlan:
     """Stacks what a task keeps constant.
 
@@ -203,6 +297,7 @@ def plan_curvature(
         shapes: (M, N) of each module.
         scales: alpha / R of each module, unitless.
         names: what errors call the modules.
+        gather: adds what other processes' modules do to the (tasks, D) moves along the directions.
 
     Raises:
         ShapeError: lists of different length, or a curvature of another shape than its module.
@@ -221,12 +316,12 @@ def plan_curvature(
                 f"{name} is {shape}, its curvature {wrong}",
                 hint="the curvature was measured on another base model",
             )
-    alike: dict[tuple[tuple[int, int], int, torch.device], list[int]] = defaultdict(list)
+    alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, (terms, shape) in enumerate(zip(modules, shapes, strict=True)):
         if terms:
-            alike[shape, len(terms), terms[0].u.device].append(i)
+            alike[shape, tuple(term.task for term in terms), terms[0].u.device].append(i)
     batches = [_batch(members, modules, scales) for members in alike.values()]
-    return CurvaturePlan(batches, names, shapes)
+    return CurvaturePlan(batches, names, shapes, gather)
 
 
 def _batch(
@@ -235,8 +330,30 @@ def _batch(
     terms = [modules[i] for i in members]
     u = _side([[(t.u, t.u_floor) for t in one] for one in terms])
     v = _side([[(t.v, t.v_floor) for t in one] for one in terms])
-    of_members = torch.tensor([scales[i] for i in members], device=u.factors.device)
-    return _Batch(tuple(members), u, v, of_members.to(u.factors.dtype))
+    device, dtype = u.factors.device, u.factors.dtype
+    return _Batch(
+        tuple(members),
+        u,
+        v,
+        torch.tensor([scales[i] for i in members], dtype=dtype, device=device),
+        torch.tensor([term.task for term in terms[0]], device=device),
+        _directions(terms, dtype),
+    )
+
+
+def _directions(terms: Sequence[Sequence[Kronecker]], dtype: torch.dtype) -> Tensor | None:
+    shapes = [t.directions.shape for one in terms for t in one if t.directions is not None]
+    if not shapes:
+        return None
+    widest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    device = terms[0][0].u.device
+    stacked = torch.zeros(len(terms), len(terms[0]), *widest, dtype=dtype, device=device)
+    for of_module, one in zip(stacked, terms, strict=True):
+        for row, term in zip(of_module, one, strict=True):
+            if term.directions is not None:
+                d, rows, columns = term.directions.shape
+                row[:d, :rows, :columns] = term.directions.detach()
+    return stacked
 
 
 def _side(modules: Sequence[Sequence[tuple[Tensor, float]]]) -> _Side:

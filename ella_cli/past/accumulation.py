@@ -226,8 +226,8 @@ def _with_less_curvature(change: Change) -> Change:
     factors = [
         (one.entry(key).shape[1], share)
         for one in fitted
-        for name, pair in one.keys.items()
-        for key, share in zip(pair, one.record.dropped.get(name, (0.0, 0.0)), strict=True)
+        for name, names in one.keys.items()
+        for key, share in zip(names[:2], one.record.dropped.get(name, (0.0, 0.0)), strict=True)
     ]
     ranks, shares = zip(*factors, strict=True)
     note = (

@@ -86,7 +86,7 @@ def fit_curvatures(curvatures: Sequence[Curvature], room: int) -> tuple[Curvatur
 
 def _width(curvature: Curvature) -> int:
     """Columns of the widest factor."""
-    keys = [key for pair in curvature.keys.values() for key in pair]
+    keys = [key for names in curvature.keys.values() for key in names]
     return max((curvature.entry(key).shape[1] for key in keys), default=0)
 
 
@@ -134,8 +134,8 @@ def write_curvatures(curvatures: Sequence[Curvature], writer: TensorFileWriter) 
 def _tensors(curvatures: Sequence[Curvature]) -> list[tuple[str, Curvature, str]]:
     """New name, whose it is, and its name there."""
     return [
-        (f"{_PREFIX}{number}/{name}.{letter}", curvature, key)
+        (f"{_PREFIX}{number}/{name}{key[-2:]}", curvature, key)
         for number, curvature in enumerate(curvatures)
-        for name, pair in curvature.keys.items()
-        for letter, key in zip("UV", pair, strict=True)
+        for name, names in curvature.keys.items()
+        for key in names
     ]

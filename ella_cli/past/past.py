@@ -152,7 +152,7 @@ class Past:
         return tuple(task.name for task in self.tasks if task.digest not in known)
 
     def curvature(self, name: str) -> list[Kronecker]:
-        """G ⊗ C of one module, a term a task that has measured it and counts for the energy, f32.
+        """One module's curvature, f32: a term a task that has one and counts for the energy.
 
         Raises:
             AdapterError: the file is damaged.
@@ -163,10 +163,10 @@ class Past:
         ):
             weights[task.digest] = weights.get(task.digest, 0.0) + weight
         terms = []
-        for one in self.curvatures:
+        for number, one in enumerate(self.curvatures):
             weight = weights.get(one.record.adapter, 0.0)
             if weight and name in one.keys:
-                terms.append(one.kronecker(name).times(weight))
+                terms.append(one.kronecker(name, number).times(weight))
         return terms
 
     def verify(self) -> None:

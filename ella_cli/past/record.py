@@ -19,9 +19,9 @@ Store = Literal["factored", "dense"]
 Energy = Literal["sum", "abs", "rss", "curvature"]
 
 METADATA_KEY = "ella_past"
-# 2 is 1 with curvature, 3 is 2 with curvature that has floors: an earlier reader would leave out
-# what the file is told to protect.
-PLAIN_VERSION, CURVATURE_VERSION, FLOORS_VERSION = 1, 2, 3
+# 2 is 1 with curvature, 3 and 4 hold curvatures of versions 2 and 3: an earlier reader would leave
+# out what the file is told to protect.
+PLAIN_VERSION, CURVATURE_VERSION, LATEST_VERSION = 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,10 @@ class Record:
 
     @property
     def _least_version(self) -> int:
-        if any(one.floors for one in self.curvature):
-            return FLOORS_VERSION
-        if self.curvature or self.energy.kind == "curvature":
-            return CURVATURE_VERSION
-        return PLAIN_VERSION
+        if self.curvature:
+            # Each version of a curvature made one of the file.
+            return 1 + max(one.version for one in self.curvature)
+        return CURVATURE_VERSION if self.energy.kind == "curvature" else PLAIN_VERSION
 
     def metadata(self) -> dict[str, str]:
         text = _RECORD.dump_json(self, by_alias=True).decode()
@@ -196,10 +195,10 @@ def read_record(metadata: Mapping[str, str], where: object) -> Record:
             f"{where} has a damaged record: {place}: {first['msg']}",
             hint="it was changed by hand; restore it, or accumulate the adapters again",
         ) from error
-    if not PLAIN_VERSION <= record.version <= FLOORS_VERSION:
+    if not PLAIN_VERSION <= record.version <= LATEST_VERSION:
         raise PastError(
             f"{where} is a W_past file of version {record.version}; this ella reads "
-            f"{PLAIN_VERSION} to {FLOORS_VERSION}",
+            f"{PLAIN_VERSION} to {LATEST_VERSION}",
             hint="update ella",
         )
     if record.sealed().digest != record.digest:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ella_cli.curvature import COLUMNS, DIRECTIONS, PROBES
 from ella_cli.kernels.cost import Work, cheapest, rates_of, seconds
 from ella_cli.kernels.form import FUSED, GRAM, TILED
 from ella_cli.kernels.gram import KEPT_BYTES
@@ -54,7 +55,7 @@ class HeldCurvature:
 
 
 def held_curvature(
-    shapes: Mapping[str, tuple[int, int]], lora_rank: int, tasks: int, rank: int
+    shapes: Mapping[str, tuple[int, int]], lora_rank: int, tasks: int, rank: int, rows: int
 ) -> HeldCurvature:
     """
     Args:
@@ -62,10 +63,17 @@ def held_curvature(
         lora_rank: R of the task that is trained.
         tasks: how many tasks have measured theirs.
         rank: eigenvectors kept of each factor.
+        rows: looked at to measure them.
     """
-    numbers = tasks * sum(m * min(rank, m) + n * min(rank, n) for m, n in shapes.values())
-    # Every factor is read twice, each time for a product with R columns.
-    return HeldCurvature(tasks, rank, _HALF * numbers, _FLOAT * numbers, 8 * lora_rank * numbers)
+    factors = tasks * sum(m * min(rank, m) + n * min(rank, n) for m, n in shapes.values())
+    directions = tasks * sum(
+        min(DIRECTIONS, PROBES * rows) * min(rank, m, COLUMNS) * min(rank, n, COLUMNS)
+        for m, n in shapes.values()
+    )
+    numbers = factors + directions
+    # Every factor is read twice, each time for a product with R columns; directions with one.
+    flops = 8 * lora_rank * factors + 4 * directions
+    return HeldCurvature(tasks, rank, _HALF * numbers, _FLOAT * numbers, flops)
 
 
 def held_past(

@@ -127,7 +127,13 @@ def make_plan(
     kept = store or ("factored" if factored.file < dense.file or not earlier else "dense")
     past = factored if kept == "factored" else dense
     curvature = (
-        held_curvature(skeleton.shapes, settings.lora_rank, earlier, settings.energy_rank)
+        held_curvature(
+            skeleton.shapes,
+            settings.lora_rank,
+            earlier,
+            settings.energy_rank,
+            settings.curvature_rows,
+        )
         if earlier and settings.curvature_rows
         else None
     )

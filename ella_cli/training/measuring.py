@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature import write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
-from ella_cli.curvature import COHERENCE, SHRINKAGE, Measured, measure_curvature
+from ella_cli.curvature import SHRINKAGE, Measured, measure_curvature
 from ella_cli.model.base import Base
 from ella_cli.progress import Progress
 
@@ -38,7 +39,7 @@ def measure_task(
     """
     started = time.monotonic()
     chosen = random.Random(seed).sample(list(rows), min(count, len(rows)))
-    advance = progress.begin(f"measure {name}", -(-len(chosen) // _BATCH))
+    advance = progress.begin(f"measure {name}", 2 * -(-len(chosen) // _BATCH))
     measured = measure_curvature(
         base, model, chosen, rank=rank, seed=seed, batch_size=_BATCH, advance=advance
     )
@@ -48,6 +49,7 @@ def measure_task(
         "tokens": measured.tokens,
         "rank": rank,
         "largest_dropped_share": {"g": worst[0], "c": worst[1]},
+        "held_by_directions": statistics.fmean(measured.held.values()) if measured.held else 0.0,
         "seconds": round(time.monotonic() - started, 2),
     }
     return measured, facts
@@ -69,7 +71,6 @@ def write_measured(folder: Path, measured: Measured, manifest: Mapping[str, Any]
         rows=measured.rows,
         tokens=measured.tokens,
         seed=manifest["seed"],
-        coherence=COHERENCE,
         shrinkage=SHRINKAGE,
         dropped=measured.dropped,
     )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ella_cli.config import LoraFields
-from ella_cli.curvature import COHERENCE, SHRINKAGE, measure_curvature, sketch
+from ella_cli.curvature import COLUMNS, SHRINKAGE, measure_curvature, sketch
+from ella_cli.curvature.directions import PROBES
 from ella_cli.curvature.estimate import fisher_probe
 from ella_cli.model.base import Base, load_base
 from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
@@ -45,7 +46,7 @@ def _with_trained_lora(base: Base) -> nn.Module:
 
 
 def _gradients(
-    base: Base, model: nn.Module, rows: Rows, seed: int, batch_size: int
+    base: Base, model: nn.Module, rows: Rows, generator: torch.Generator, batch_size: int
 ) -> list[dict[str, Tensor]]:
     """∂⟨probe, logits⟩ / ∂W of each row, (M, N) f64 by module: by autograd."""
     layers = lora_layers(model)
@@ -56,7 +57,6 @@ def _gradients(
     assert isinstance(pad, int)
     start = getattr(base.model.config, "decoder_start_token_id", None)
     collate = Collator(pad, base.kind, start if start is not None else pad)
-    generator = torch.Generator().manual_seed(seed)
     turned = base.model.config.model_type == "gpt2"  # Conv1D keeps (in, out)
     model.train(False)
     found = []
@@ -84,7 +84,7 @@ def _gradients(
 def test_the_factors_are_those_of_each_rows_gradient(base: Base, batch_size: int) -> None:
     model, rows = _with_trained_lora(base), _rows(base, 5)
     assert len({len(row["input_ids"]) for row in rows}) > 1  # so that batches are padded
-    gradients = _gradients(base, model, rows, 3, batch_size)
+    gradients = _gradients(base, model, rows, torch.Generator().manual_seed(3), batch_size)
     measured = measure_curvature(base, model, rows, rank=10_000, seed=3, batch_size=batch_size)
     assert measured.rows == 5
     assert set(measured.modules) == set(gradients[0])
@@ -92,7 +92,10 @@ def test_the_factors_are_those_of_each_rows_gradient(base: Base, batch_size: int
     for name, kronecker in measured.modules.items():
         each = torch.stack([one[name] for one in gradients])  # (rows, M, N)
         square = float(each.square().sum())
-        g = torch.einsum("smn,skn->mk", each, each) * (COHERENCE / measured.tokens)
+        # The rest is what the directions hold.
+        rest = 1 - measured.held[name]
+        assert 0 < rest < 1
+        g = torch.einsum("smn,skn->mk", each, each) * (rest / measured.tokens)
         c = torch.einsum("smn,smk->nk", each, each) / square
         u, v = kronecker.u.double(), kronecker.v.double()
         for factor, floor, whole in ((u, kronecker.u_floor, g), (v, kronecker.v_floor, c)):
@@ -100,6 +103,53 @@ def test_the_factors_are_those_of_each_rows_gradient(base: Base, batch_size: int
             shrunk = (1 - SHRINKAGE) * whole + even
             found = factor @ factor.T + floor * torch.eye(len(whole))
             assert torch.allclose(found, shrunk, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_directions_are_what_all_modules_do_together(base: Base) -> None:
+    model, rows = _with_trained_lora(base), _rows(base, 5)
+    measured = measure_curvature(base, model, rows, rank=10_000, seed=3, batch_size=5)
+    # The same draws: one probe for the factors, then those of the second look.
+    generator = torch.Generator().manual_seed(3)
+    _gradients(base, model, rows, generator, 5)
+    gradients = [one for _ in range(PROBES) for one in _gradients(base, model, rows, generator, 5)]
+    updates = {
+        name: torch.randn(one.shape, generator=generator).double()
+        for name, one in measured.modules.items()
+    }
+    wanted = torch.zeros(len(gradients), dtype=torch.float64)
+    found = 0.0
+    for name, one in measured.modules.items():
+        u, v = one.u[:, :COLUMNS].double(), one.v[:, :COLUMNS].double()
+        moved = u.T @ updates[name] @ v
+        assert one.directions is not None
+        found = found + torch.einsum("dkl,kl->d", one.directions.double(), moved)
+        # What the leading columns have no part of is left out.
+        u, v = u / u.norm(dim=0), v / v.norm(dim=0)
+        inside = u @ (u.T @ updates[name] @ v) @ v.T
+        wanted += torch.stack([(each[name] * inside).sum() for each in gradients])
+    tokens = measured.tokens * PROBES
+    # Ten examples and probes, all of whose directions are kept.
+    assert float(found.square().sum()) == pytest.approx(
+        float(wanted.square().sum()) / tokens, rel=1e-3
+    )
+
+
+def test_few_directions_hold_what_matters_most(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = _with_trained_lora(base), _rows(base, 8)
+
+    def square(count: int) -> float:
+        monkeypatch.setattr("ella_cli.curvature.directions.DIRECTIONS", count)
+        modules = measure_curvature(base, model, rows, rank=6, seed=3).modules.values()
+        return sum(
+            float((one.directions * one.u.norm(dim=0)[:, None] * one.v.norm(dim=0)).square().sum())
+            for one in modules
+            if one.directions is not None
+        )
+
+    few, more, whole = square(2), square(4), square(16)
+    assert few < more < whole
+    # More than an even share of them.
+    assert few > whole / 4
 
 
 def test_wide_modules_are_measured_alike(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,13 +161,21 @@ def test_wide_modules_are_measured_alike(base: Base, monkeypatch: pytest.MonkeyP
     for name, one in whole.modules.items():
         other = thin.modules[name]
         assert other.shape == one.shape
-        assert other.trace == pytest.approx(one.trace, rel=1e-4)
+        # Of a module's trace 1 − held is left here.
+        wholes = [found.modules[name].trace / (1 - found.held[name]) for found in (whole, thin)]
+        assert wholes[1] == pytest.approx(wholes[0], rel=1e-4)
         for factor, again in ((one.u, other.u), (one.v, other.v)):
             if len(factor) <= 24:
-                assert torch.allclose(factor.abs(), again.abs(), rtol=1e-3, atol=1e-5)
+                found = [f / f.norm() for f in (factor.abs(), again.abs())]
+                assert torch.allclose(*found, rtol=1e-3, atol=1e-5)
                 continue
             # Never more than the best six directions hold, and most of it: these spectra are flat.
-            held, most = float(again.square().sum()), float(factor.square().sum())
+            scaled = [f.square().sum() for f in (again, factor)]
+            if factor is one.u:
+                scaled = [
+                    s / (1 - f.held[name]) for s, f in zip(scaled, (thin, whole), strict=True)
+                ]
+            held, most = map(float, scaled)
             assert 0.8 * most < held < most
 
 

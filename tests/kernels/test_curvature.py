@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -136,6 +137,102 @@ def test_no_modules_are_no_penalty() -> None:
     total, values = plan_curvature([], [], [])([], [])
     assert float(total) == 0
     assert values.shape == (0,)
+
+
+def _with_directions(term: Kronecker, task: int, size: tuple[int, int, int]) -> Kronecker:
+    return replace(term, task=task, directions=_normal(*size, seed=sum(size) + task))
+
+
+def _moved(update: Tensor, term: Kronecker) -> Tensor:
+    """⟨ΔW, direction⟩ of every direction of the term, (D,) f64, with the directions built."""
+    assert term.directions is not None
+    _, rows, columns = term.directions.shape
+    u, v = term.u[:, :rows].double(), term.v[:, :columns].double()
+    dense = torch.einsum("mk,dkl,nl->dmn", u, term.directions.double(), v)
+    return torch.einsum("dmn,mn->d", dense, update)
+
+
+def test_directions_add_up_over_modules_before_they_are_squared() -> None:
+    # Two modules of one shape, one of another; the last one lacks task 0, the second directions.
+    shapes = [(11, 29), (11, 29), (7, 13)]
+    terms = [_terms(*shape, [(5, 3), (4, 6)], seed=10 * i) for i, shape in enumerate(shapes)]
+    modules = [
+        [_with_directions(terms[0][0], 0, (3, 2, 3)), _with_directions(terms[0][1], 1, (4, 4, 2))],
+        [replace(terms[1][0], task=0), _with_directions(terms[1][1], 1, (4, 3, 2))],
+        [_with_directions(terms[2][1], 1, (4, 2, 5))],
+    ]
+    scales = [0.75, 1.5, 0.5]
+    bs = [_normal(m, 3, seed=20 + i).requires_grad_() for i, (m, _) in enumerate(shapes)]
+    as_ = [_normal(3, n, seed=30 + i).requires_grad_() for i, (_, n) in enumerate(shapes)]
+
+    exact = [x.detach().double().requires_grad_() for x in (*bs, *as_)]
+    updates = [scale * b @ a for scale, b, a in zip(scales, exact[:3], exact[3:], strict=True)]
+    blocks = [_blocks(update, one) for update, one in zip(updates, modules, strict=True)]
+    moves = [[(t.task, _moved(update, t)) for t in one if t.directions is not None]
+             for update, one in zip(updates, modules, strict=True)]  # fmt: skip
+    together = {task: sum(m for one in moves for t, m in one if t == task) for task in (0, 1)}
+    whole = sum(blocks) + sum(0.5 * s.square().sum() for s in together.values())
+    by_module = [
+        block + sum(0.5 * (together[task] * move).sum() for task, move in one)
+        for block, one in zip(blocks, moves, strict=True)
+    ]
+    gradients = torch.autograd.grad(whole, exact)
+
+    plan = plan_curvature(modules, shapes, scales)
+    total, values = plan(bs, as_)
+    total.backward()
+    assert total.item() == pytest.approx(whole.item(), rel=1e-5)
+    assert values.tolist() == pytest.approx([value.item() for value in by_module], rel=1e-4)
+    for x, gradient in zip((*bs, *as_), gradients, strict=True):
+        assert x.grad is not None
+        assert relative(x.grad, gradient) < 1e-5
+    # Past task 1 twice as heavy.
+    heavier = [[t.times(2.0) if t.task == 1 else t for t in one] for one in modules]
+    more = sum(0.5 * s.square().sum() for s in (together[0], 2**0.5 * together[1]))
+    rest = sum(_blocks(update, one) for update, one in zip(updates, heavier, strict=True))
+    again, _ = plan_curvature(heavier, shapes, scales)(bs, as_)
+    assert again.item() == pytest.approx((more + rest).item(), rel=1e-5)
+
+
+def _blocks(update: Tensor, terms: list[Kronecker]) -> Tensor:
+    """½ Σ tr(ΔWᵀ G ΔW C) with G and C built, in float64."""
+    value = torch.zeros((), dtype=torch.float64)
+    for term in terms:
+        u, v = term.u.double(), term.v.double()
+        g = u @ u.T + term.u_floor * torch.eye(len(u))
+        c = v @ v.T + term.v_floor * torch.eye(len(v))
+        value = value + 0.5 * torch.trace(update.T @ g @ update @ c)
+    return value
+
+
+def test_processes_with_shares_of_the_modules_add_up_their_moves() -> None:
+    shapes, scales = [(11, 29), (7, 13)], [0.75, 0.5]
+    modules = [[_with_directions(_terms(*s, [(5, 6)], seed=i)[0], 0, (3, 4, 5))]
+               for i, s in enumerate(shapes)]  # fmt: skip
+    bs = [_normal(m, 3, seed=20 + i) for i, (m, _) in enumerate(shapes)]
+    as_ = [_normal(3, n, seed=30 + i) for i, (_, n) in enumerate(shapes)]
+    whole, values = plan_curvature(modules, shapes, scales)(bs, as_)
+    seen: list[Tensor] = []
+    for i in (0, 1):
+        plan_curvature(modules[i : i + 1], shapes[i : i + 1], scales[i : i + 1],
+                       gather=lambda moves: seen.append(moves) or moves)(
+            bs[i : i + 1], as_[i : i + 1]
+        )  # fmt: skip
+    parts = [
+        plan_curvature(modules[i : i + 1], shapes[i : i + 1], scales[i : i + 1],
+                       gather=partial(torch.add, seen[1 - i]))(
+            bs[i : i + 1], as_[i : i + 1]
+        )[0]
+        for i in (0, 1)
+    ]  # fmt: skip
+    assert [float(part) for part in parts] == pytest.approx(values.tolist(), rel=1e-5)
+    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [(3, 6, 2), (3, 2, 7), (3, 2)])
+def test_directions_outside_the_columns_are_refused(size: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="R is"):
+        replace(_terms(11, 29, [(5, 6)], seed=0)[0], directions=torch.zeros(size))
 
 
 def _launches(modules: int) -> int:

@@ -92,9 +92,10 @@ def test_curvature_is_as_large_as_planned(tiny_llama: Path, tmp_path: Path) -> N
     plan = _plan(settings, tasks=3)
     assert plan.curvature is not None
     assert plan.curvature.file == sum(one.nbytes for one in past.curvatures)
-    # What the penalty keeps: every factor in f32.
-    held = [n for name in past.names for one in past.curvature(name) for n in (one.u, one.v)]
-    assert plan.curvature.memory == sum(4 * factor.numel() for factor in held)
+    # What the penalty keeps: every factor and direction in f32.
+    held = [one for name in past.names for one in past.curvature(name)]
+    numbers = [part.numel() for one in held for part in (one.u, one.v, one.directions)]  # type: ignore[union-attr]
+    assert plan.curvature.memory == 4 * sum(numbers)
     assert _size(plan, "past") == plan.curvature.memory
     coordinates = _plan(settings.model_copy(update={"energy": "sum"}), tasks=3)
     assert _size(coordinates, "past") in {one.memory for one in coordinates.pasts}

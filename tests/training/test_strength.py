@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ella_cli.adapter import Adapter, read_adapter
-from ella_cli.config import TrainSettings
+from ella_cli.config import RHO_OF_CURVATURE, TrainSettings
 from ella_cli.errors import SettingsError
 from ella_cli.model.base import Base, load_base
 from ella_cli.past import Past, accumulate, read_past
@@ -140,7 +140,7 @@ def test_another_scale_of_lora_meets_the_same_strength(
         assert strength["lam"] * cost == pytest.approx(expected * strength["first_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize(("rho", "expected"), [(None, 10.0), (2.5, 2.5)])
+@pytest.mark.parametrize(("rho", "expected"), [(None, RHO_OF_CURVATURE), (2.5, 2.5)])
 def test_with_curvature_the_strength_is_lambda_itself(
     tiny_llama: Path, two_tasks: list[Task], tmp_path: Path, rho: float | None, expected: float
 ) -> None:
