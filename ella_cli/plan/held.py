@@ -66,10 +66,9 @@ def held_curvature(
         rows: looked at to measure them.
     """
     factors = tasks * sum(m * min(rank, m) + n * min(rank, n) for m, n in shapes.values())
-    directions = tasks * sum(
-        min(DIRECTIONS, PROBES * rows) * min(rank, m, COLUMNS) * min(rank, n, COLUMNS)
-        for m, n in shapes.values()
-    )
+    columns = min(rank, COLUMNS)
+    basis = sum(min(columns, m) * min(columns, n) for m, n in shapes.values())
+    directions = tasks * min(DIRECTIONS, PROBES * rows) * basis
     numbers = factors + directions
     # Every factor is read twice, each time for a product with R columns; directions with one.
     flops = 8 * lora_rank * factors + 4 * directions
