@@ -29,9 +29,6 @@ COLUMNS, DIRECTIONS = 32, 32
 # Of a module's trace what is left to G ⊗ C at least, for rows that were not looked at.
 _LEAST_REST = 0.05
 
-# Random signs a row; as many rows again would cost a forward pass more.
-PROBES = 2
-
 
 class Together:
     """Collects every example's d in the modules' bases.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ella_cli.curvature.directions import PROBES, Together
+from ella_cli.curvature.directions import Together
 from ella_cli.curvature.estimate import Moments, fisher_probe, low_rank
 from ella_cli.curvature.sketch import PsdSums
 from ella_cli.curvature.tokens import Tokens, token_gradients, watched
@@ -79,56 +79,52 @@ def measure_curvature(
         NonFiniteError: a module's curvature is infinite or NaN.
     """
     layers: dict[str, Any] = dict(lora_layers(model))
-    look = partial(
-        _look, base, layers, sorted(rows, key=lambda row: len(row["input_ids"])), batch_size,
-        torch.Generator().manual_seed(seed), advance,
-    )  # fmt: skip
+    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    generator = torch.Generator().manual_seed(seed)
     sums = PsdSums(rank, seed)
     moments: dict[str, Moments] = {}
+    tokens = 0
     was_training = base.model.training
     base.model.train(False)
     try:
-        tokens = 0
-        for count, looked_at in look(probes=1):
-            tokens += count
-            for name, (x, g) in looked_at.items():
-                if name not in moments:
-                    moments[name] = Moments(
-                        sums.of(g.shape[-1], g.device), sums.of(x.shape[-1], g.device)
-                    )
-                moments[name].add(x, g)
-        modules, dropped = _factored(moments, rank, tokens)
-        together = Together(modules)
-        for _, looked_at in look(probes=PROBES):
-            together.add(looked_at)
+        with watched(layers) as seen:
+            look = partial(_look, base, ordered, batch_size, generator, seen, advance)
+            for count, looked_at in look():
+                tokens += count
+                for name, (x, g) in looked_at.items():
+                    if name not in moments:
+                        moments[name] = Moments(
+                            sums.of(g.shape[-1], g.device), sums.of(x.shape[-1], g.device)
+                        )
+                    moments[name].add(x, g)
+            modules, dropped = _factored(moments, rank, tokens)
+            together = Together(modules)
+            for _, looked_at in look():
+                together.add(looked_at)
     finally:
         base.model.train(was_training)
-    joined, held = together.joined(tokens * PROBES)
-    return Measured(joined, dropped, held, len(rows), tokens)
+    joined, held = together.joined(tokens)
+    return Measured(joined, dropped, held, len(ordered), tokens)
 
 
 def _look(
     base: Base,
-    layers: Mapping[str, nn.Module],
     rows: Sequence[Mapping[str, list[int]]],
     batch_size: int,
     generator: torch.Generator,
+    seen: Tokens,
     advance: Advance,
-    *,
-    probes: int,
 ) -> Iterator[tuple[int, Tokens]]:
-    """Of each batch and each of its probes: answer tokens, and what the layers take and get."""
+    """Of each batch, freshly probed: its answer tokens, and what the layers take and get."""
     collate = base.collator()
-    with watched(layers) as seen:
-        for start in range(0, len(rows), batch_size):
-            with torch.enable_grad():
-                logits, labels = base.answer_logits(collate(rows[start : start + batch_size]))
-                chances = logits.detach().softmax(-1)
-                for left in reversed(range(probes)):
-                    probe = fisher_probe(chances, generator)
-                    yield len(labels), token_gradients(logits, probe, seen, again=left > 0)
-            seen.clear()
-            advance(1, "")
+    for start in range(0, len(rows), batch_size):
+        with torch.enable_grad():
+            logits, labels = base.answer_logits(collate(rows[start : start + batch_size]))
+            probe = fisher_probe(logits.detach().softmax(-1), generator)
+            looked_at = token_gradients(logits, probe, seen)
+        yield len(labels), looked_at
+        seen.clear()
+        advance(1, "")
 
 
 def _factored(

@@ -34,16 +34,15 @@ def watched(layers: Mapping[str, nn.Module]) -> Iterator[Tokens]:
             handle.remove()
 
 
-def token_gradients(logits: Tensor, probe: Tensor, seen: Tokens, *, again: bool = False) -> Tokens:
+def token_gradients(logits: Tensor, probe: Tensor, seen: Tokens) -> Tokens:
     """What `probe` becomes at each layer's output, beside the layer's input.
 
     Args:
         logits: (tokens, V), of a forward pass under `watched`.
         probe: of the same shape.
         seen: what that pass filled in.
-        again: whether another probe of the same pass will follow.
     """
     # No parameter's own gradient is asked for, so none is made.
     outputs = [output for _, output in seen.values()]
-    gradients = torch.autograd.grad(logits, outputs, grad_outputs=probe, retain_graph=again)
+    gradients = torch.autograd.grad(logits, outputs, grad_outputs=probe)
     return {name: (x, g) for (name, (x, _)), g in zip(seen.items(), gradients, strict=True)}

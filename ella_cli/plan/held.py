@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ella_cli.curvature import COLUMNS, DIRECTIONS, PROBES
+from ella_cli.curvature import COLUMNS, DIRECTIONS
 from ella_cli.kernels.cost import Work, cheapest, rates_of, seconds
 from ella_cli.kernels.form import FUSED, GRAM, TILED
 from ella_cli.kernels.gram import KEPT_BYTES
@@ -68,7 +68,7 @@ def held_curvature(
     factors = tasks * sum(m * min(rank, m) + n * min(rank, n) for m, n in shapes.values())
     columns = min(rank, COLUMNS)
     basis = sum(min(columns, m) * min(columns, n) for m, n in shapes.values())
-    directions = tasks * min(DIRECTIONS, PROBES * rows) * basis
+    directions = tasks * min(DIRECTIONS, rows) * basis
     numbers = factors + directions
     # Every factor is read twice, each time for a product with R columns; directions with one.
     flops = 8 * lora_rank * factors + 4 * directions
