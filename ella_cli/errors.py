@@ -11,7 +11,8 @@
     └── StorageError      the disk is full, or a path cannot be read or written
 
 Each says what, which and what next. `ella_cli.cli.main` turns them into one or two lines on
-stderr and exit code 2; nothing else catches them. Our own mistakes are `assert`s.
+stderr and exit code 2; a sweep notes them beside the run that failed and goes on. Our own
+mistakes are `assert`s.
 """
 
 from __future__ import annotations

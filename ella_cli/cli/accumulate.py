@@ -37,7 +37,9 @@ def accumulate(
     decay: Annotated[
         float | None, typer.Option(help="Each later task multiplies a task's energy by this.")
     ] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="Take this task out again.")] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="Take this task out; again for each.")
+    ] = None,
     replace: Annotated[
         tuple[str, Path] | None,
         typer.Option(help="Put another adapter in a task's place.", metavar="TASK FOLDER"),

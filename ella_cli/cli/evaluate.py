@@ -27,7 +27,9 @@ def evaluate(
     ] = None,
     adapters: Annotated[
         list[Path] | None,
-        typer.Option("--adapters", help="Score the sums of these adapters, in order."),
+        typer.Option(
+            "--adapters", help="Score the sums of these adapters, in order; again for each."
+        ),
     ] = None,
     past: Annotated[
         Path | None, typer.Option("--past", help="Score the sum in this past file.")

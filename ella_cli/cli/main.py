@@ -6,6 +6,7 @@ imported inside commands, so that `ella --help` is instant.
 
 from __future__ import annotations
 
+import inspect as inspect_module
 import io
 import os
 import sys
@@ -64,6 +65,23 @@ app.command("config-schema")(config_schema)
 app.add_typer(inspect, name="inspect")
 app.add_typer(recipe, name="recipe")
 app.add_typer(tasks, name="tasks")
+
+
+def _reflow(text: str) -> str:
+    """Paragraphs in one line each: typer breaks where the source does, at any width of terminal.
+
+    Lines that are set in stay, as examples are.
+    """
+    paragraphs = inspect_module.cleandoc(text).split("\n\n")
+    return "\n\n".join(
+        one if one.startswith("  ") else " ".join(one.splitlines()) for one in paragraphs
+    )
+
+
+for _group in (app, inspect, recipe, tasks):
+    for _command in _group.registered_commands:
+        assert _command.callback is not None
+        _command.callback.__doc__ = _reflow(_command.callback.__doc__ or "")
 
 
 def main() -> None:

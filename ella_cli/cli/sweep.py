@@ -25,7 +25,7 @@ def sweep(
         str | None,
         typer.Option(
             "--lambda",
-            help="λ to try, joined by commas; auto is one. By default 0, 1, 100 and auto; with "
+            help="λ to try, joined by commas; auto is one. By default 0, 0.1, auto and 10; with "
             "coordinates 0, 1e3, 1e4, 1e5 and auto; with olora 0, 0.05, 0.5 and 5.",
             metavar="LIST",
         ),
@@ -55,8 +55,9 @@ def sweep(
 
     Every λ with every seed is one `ella run` in a folder of its own. Stopped or killed and started
     again, it goes on, also inside a run; more λ or seeds later only add runs. Machines that give
-    the same --storage and settings share the work. Ends in a table and a plot of OA and BWT
-    against λ. Test rows are never looked at.
+    the same --storage and settings share the work. Ends in a table and a plot of overall
+    accuracy (OA) and backward transfer (BWT, below 0 is forgotten) against λ. Test rows are never
+    looked at.
 
     [bold]Examples[/]
 

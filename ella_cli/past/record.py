@@ -86,11 +86,12 @@ class BlockRecord:
 
 @dataclass(frozen=True)
 class EnergyKind:
-    """E per coordinate, from the updates ΔW_i, oldest first, of T tasks (METHOD §6).
+    """E per coordinate, from the updates ΔW_i, oldest first, of T tasks.
 
     `sum` |Σ wᵢ ΔWᵢ|, `abs` Σ wᵢ|ΔWᵢ|, `rss` sqrt(Σ wᵢ² ΔWᵢ²); wᵢ = decay^(T − i), and 0 for all
-    but the last K tasks. `curvature` is no matrix of that kind: each task's G ⊗ C is weighed by wᵢ.
-    The weights act on the energy only: every task stays in the sum that is added to the model.
+    but the last K tasks. `curvature` is no matrix of that kind: what each task's curvature predicts
+    is weighed by wᵢ. The weights act on the energy only: every task stays in the sum that is added
+    to the model.
     """
 
     kind: Energy = "sum"
