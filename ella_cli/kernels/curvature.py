@@ -252,7 +252,7 @@ def _see(batch: _Batch, bs: Sequence[Tensor], as_: Sequence[Tensor], dtype: torc
     if batch.directions is not None:
         rows, columns = batch.directions.shape[-2:]
         z = bu[..., :rows].mT @ av[..., :columns]  # (S, T, K_G', K_C')
-        moves = (batch.directions.flatten(3) @ z.flatten(2)[..., None]).squeeze(-1)
+        moves = (z.flatten(2)[..., None, :] @ batch.directions.flatten(3).mT).squeeze(-2)
         moves = moves * batch.scales[:, None, None]
     return _Seen(batch, bt, a, bu, av, moves)
 
