@@ -10,6 +10,7 @@ from ella_cli import files
 from ella_cli.accuracy import AccuracyMatrix
 from ella_cli.errors import SettingsError
 from ella_cli.evaluate.grid import Cell
+from ella_cli.run_paths import RunPaths
 from ella_cli.tasks import Task
 
 FORMAT = 1
@@ -66,7 +67,7 @@ def single_rows(run: Path) -> dict[str, list[float]]:
         SettingsError: the run is of another method.
         StorageError: it has no results yet.
     """
-    document = files.read_json(run / "results.json")
+    document = files.read_json(RunPaths(run).results)
     if document.get("method") != "single":
         raise SettingsError(
             f"{run} is a run of {document.get('method')}, not of single",

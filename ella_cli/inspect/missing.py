@@ -8,6 +8,7 @@ from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.inspect.overlap import contained_as
 from ella_cli.inspect.run_stages import RunStages
 from ella_cli.past import Past, PastTask
+from ella_cli.run_paths import stage_name
 
 
 def missing_of_adapter(adapter: Adapter) -> list[str]:
@@ -25,7 +26,7 @@ def missing_of_run(run: RunStages, past: Past | None) -> list[str]:
     untrained = [stage for stage, a in zip(run.stages, run.adapters, strict=True) if a is None]
     missing = [f"not trained yet: {', '.join(untrained)}"] if untrained else []
     for t, adapter in enumerate(run.adapters):
-        stage = f"{t + 1:02d}-{run.stages[t]}"
+        stage = stage_name(t, run.stages[t])
         # A task trained alone is asked for nothing else.
         asked = run.order[t : t + 1] if run.method == "single" else run.order
         unscored = [task for task in asked if task not in run.scored.get(stage, frozenset())]

@@ -14,6 +14,7 @@ from ella_cli.inspect.missing import missing_of_adapter, missing_of_past, missin
 from ella_cli.inspect.run_stages import RunStages, read_run_stages
 from ella_cli.past import PastTask, read_past
 from ella_cli.past.record import Energy
+from ella_cli.run_paths import RunPaths
 
 _SHORT = 12
 
@@ -144,7 +145,7 @@ def run_origin(folder: Path) -> Origin:
     command = run.record.get("command")
     if command:
         sentences.append(f"made by: {command}")
-    past_path = folder / "wpast.safetensors"
+    past_path = RunPaths(folder).past
     past = read_past(past_path) if past_path.is_file() else None
     return Origin(
         kind="run",

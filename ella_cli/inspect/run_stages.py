@@ -12,6 +12,7 @@ from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.errors import SettingsError, StorageError
 from ella_cli.files import read_json
 from ella_cli.past import Past, read_past
+from ella_cli.run_paths import RunPaths, stage_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,8 @@ def read_run_stages(folder: Path) -> RunStages:
         StorageError: no run.json there, or one that names no order.
         AdapterError: a stage's adapter is damaged.
     """
-    record_path, results_path = folder / "run.json", folder / "results.json"
+    paths = RunPaths(folder)
+    record_path, results_path = paths.record, paths.results
     if not record_path.is_file():
         raise StorageError(f"{folder} holds no run.json", hint="name a folder that `ella run` made")
     record = read_json(record_path)
@@ -53,7 +55,7 @@ def read_run_stages(folder: Path) -> RunStages:
         raise StorageError(f"{record_path} names no order", hint="it was changed by hand")
     method = str(record.get("method", "unknown method"))
     stages = ("joint",) if method == "joint" else tuple(str(task) for task in order)
-    folders = [folder / "stages" / f"{i:02d}-{stage}" for i, stage in enumerate(stages, start=1)]
+    folders = [paths.stage(i, stage) for i, stage in enumerate(stages)]
     results = read_json(results_path) if results_path.is_file() else None
     return RunStages(
         path=folder,
@@ -68,7 +70,7 @@ def read_run_stages(folder: Path) -> RunStages:
         accuracy=None if results is None else AccuracyMatrix.from_json(results),
         scored={
             stage.name: frozenset(cell.stem for cell in stage.glob("*.json"))
-            for stage in sorted((folder / "scores").glob("*/"))
+            for stage in sorted(paths.scores.glob("*/"))
         },
     )
 
@@ -83,13 +85,14 @@ def past_before(folder: Path) -> Past:
     """
     folder = folder.resolve()
     run_folder = folder.parent.parent
-    if folder.parent.name != "stages" or not (run_folder / "run.json").is_file():
+    paths = RunPaths(run_folder)
+    if folder.parent != paths.stages or not paths.record.is_file():
         raise SettingsError(
             f"{folder.name} is no stage of an `ella run`, so its past is not known",
             hint="name the past with --past FILE",
         )
     run = read_run_stages(run_folder)
-    names = [f"{i:02d}-{stage}" for i, stage in enumerate(run.stages, start=1)]
+    names = [stage_name(i, stage) for i, stage in enumerate(run.stages)]
     index = names.index(folder.name) if folder.name in names else 0
     earlier = [adapter for adapter in run.adapters[:index] if adapter is not None]
     if not earlier or len(earlier) < index or not run.is_summed:
@@ -122,7 +125,7 @@ def summed_adapters(folder: Path, past: Past) -> list[Adapter]:
     Raises:
         AdapterError: a stage is damaged.
     """
-    if not (folder / "run.json").is_file():
+    if not RunPaths(folder).record.is_file():
         return []
     found = [adapter for adapter in read_run_stages(folder).adapters if adapter is not None]
     known = {adapter.digest: adapter for adapter in found}

@@ -9,7 +9,8 @@ from typing import Any
 from ella_cli.report.document import Section
 from ella_cli.report.inspected_curvature import sequence_rise_section
 from ella_cli.report.inspected_past import collision_section, energy_section, spectrum_section
-from ella_cli.report.results import PAST, RunResults
+from ella_cli.report.results import RunResults
+from ella_cli.run_paths import RunPaths
 
 # Pairs of tasks times modules: about 3 ms each for 1024 × 1024 at rank 8 on one core.
 _MOST_PAIRS = 5000
@@ -27,7 +28,7 @@ def picture_past(run: RunResults) -> PastPicture | None:
     Raises:
         PastError: the file is damaged.
     """
-    path = run.path / PAST
+    path = RunPaths(run.path).past
     if not path.is_file():
         return None
     from ella_cli.inspect.collisions import collisions_of

@@ -18,11 +18,7 @@ from ella_cli.config import RHO_OF_COORDINATES
 from ella_cli.errors import StorageError
 from ella_cli.files import read_json
 from ella_cli.manifest import MANIFEST, read_manifest
-
-RESULTS = "results.json"
-SETTINGS = "run.json"
-PAST = "wpast.safetensors"
-STAGES = "stages"
+from ella_cli.run_paths import RESULTS, RunPaths, stage_name
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,8 @@ def read_run(folder: Path) -> RunResults:
     document = read_json(path)
     if not isinstance(document, dict):
         raise StorageError(f"{path} is not a run's results", hint="run `ella evaluate` again")
-    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    record = RunPaths(folder).record
+    settings = read_json(record) if record.is_file() else {}
     accuracy = _accuracy(document, path)
     return RunResults(
         path=folder,
@@ -135,7 +132,7 @@ def read_run(folder: Path) -> RunResults:
 
 def read_stages(folder: Path) -> tuple[Stage, ...]:
     """The stages whose manifest is there, in their order."""
-    stages = [_stage(path) for path in sorted((folder / STAGES).glob(f"*/{MANIFEST}"))]
+    stages = [_stage(path) for path in sorted(RunPaths(folder).stages.glob(f"*/{MANIFEST}"))]
     # By number, not by name: "100-..." is not between 10 and 11.
     return tuple(sorted(stages, key=lambda stage: int(stage.manifest.get("order_index", 0))))
 
@@ -193,7 +190,7 @@ def _scores(
             f"{path}: row_scores are not lists of numbers by stage and task",
             hint="the file was changed by hand; score the run again",
         ) from error
-    names = {f"{index:02d}-{task}": task for index, task in enumerate(order, start=1)}
+    names = {stage_name(index, task): task for index, task in enumerate(order)}
     return {
         names.get(stage, stage): {task: rows for task, rows in tasks.items() if rows}
         for stage, tasks in found.items()

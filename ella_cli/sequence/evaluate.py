@@ -14,8 +14,9 @@ from ella_cli.evaluate.results import results_document, single_rows
 from ella_cli.model.fold import Fold
 from ella_cli.past import read_past
 from ella_cli.progress import SILENCE, Progress
+from ella_cli.run_paths import stage_name
 from ella_cli.sequence.loading import base_once, ground_of, load_tasks
-from ella_cli.sequence.run_folder import RunFolder, method_of, stage_name, stage_names
+from ella_cli.sequence.run_folder import RunFolder, method_of, stage_names
 from ella_cli.sequence.score import (
     choose,
     empty_rows,

@@ -11,7 +11,8 @@ from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.manifest import MANIFEST
 from ella_cli.progress import SILENCE, Progress
-from ella_cli.sequence.run_folder import FREE, RunFolder, stage_name
+from ella_cli.run_paths import stage_name
+from ella_cli.sequence.run_folder import FREE, RunFolder
 
 # They decide what comes after the first task, or only how it is scored.
 _LATER = {

@@ -1,17 +1,9 @@
-"""A run's folder: what lies where, and whose it is.
-
-runs/o1/run.json                 settings, order, fingerprints, versions, command
-runs/o1/stages/01-dbpedia/       a stock PEFT adapter with its ella.json
-runs/o1/wpast.safetensors        the past after the last finished stage
-runs/o1/scores/01-dbpedia/*.json one cell of the matrix a file
-runs/o1/results.json             the matrix and its metrics
-"""
+"""A run's folder and whose it is: claimed by one run, gone on with by the same, read back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,6 +13,7 @@ from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.manifest import MANIFEST
+from ella_cli.run_paths import RunPaths
 from ella_cli.training.manifest import versions
 from ella_cli.training.methods import METHODS, Method
 
@@ -31,33 +24,8 @@ FREE = {"device", "per_device_eval_batch_size", "save_steps", "cells"}
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """The paths of one run."""
-
-    path: Path
-
-    @property
-    def past(self) -> Path:
-        return self.path / "wpast.safetensors"
-
-    @property
-    def scores(self) -> Path:
-        return self.path / "scores"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def record(self) -> Path:
-        return self.path / "run.json"
-
-    def stage(self, index: int, name: str) -> Path:
-        return self.path / "stages" / stage_name(index, name)
+class RunFolder(RunPaths):
+    """One run: its paths, its record and its finished stages."""
 
     def adapter(self, index: int, name: str) -> Adapter | None:
         """The adapter of a finished stage, None before it is trained."""
@@ -140,10 +108,6 @@ class RunFolder:
                     f"{_short(before.get(name))}, now it is {_short(value)}",
                     hint="give another --output-dir, or the settings of run.json to go on",
                 )
-
-
-def stage_name(index: int, name: str) -> str:
-    return f"{index + 1:02d}-{name}"
 
 
 def stage_names(method: Method, order: Sequence[str]) -> list[str]:

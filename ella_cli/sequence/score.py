@@ -14,7 +14,8 @@ from ella_cli.evaluate.grid import Cell, Stage, evaluate_grid
 from ella_cli.evaluate.results import results_document, single_rows
 from ella_cli.model.base import Base
 from ella_cli.progress import Progress
-from ella_cli.sequence.run_folder import RunFolder, method_of, stage_name
+from ella_cli.run_paths import stage_name
+from ella_cli.sequence.run_folder import RunFolder, method_of
 from ella_cli.tasks import Task
 from ella_cli.training.methods import Method
 

@@ -10,8 +10,9 @@ import pytest
 
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
+from ella_cli.run_paths import stage_name
 from ella_cli.sequence import RunFolder
-from ella_cli.sequence.run_folder import stage_name, stage_names
+from ella_cli.sequence.run_folder import stage_names
 from ella_cli.training.methods import METHODS
 
 FACTS = {
