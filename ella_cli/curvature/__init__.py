@@ -8,7 +8,7 @@ docs/method.md derives the estimate; `adapter.curvature` keeps it, `kernels.curv
 
 from __future__ import annotations
 
-from ella_cli.curvature.directions import COLUMNS, DIRECTIONS
+from ella_cli.curvature.directions import COLUMNS, DIRECTIONS, basis_columns
 from ella_cli.curvature.measure import SHRINKAGE, Measured, measure_curvature
 
-__all__ = ["COLUMNS", "DIRECTIONS", "SHRINKAGE", "Measured", "measure_curvature"]
+__all__ = ["COLUMNS", "DIRECTIONS", "SHRINKAGE", "Measured", "basis_columns", "measure_curvature"]

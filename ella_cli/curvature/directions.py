@@ -14,6 +14,7 @@ whole matrix matter, Sagun et al. 2017 (arXiv 1706.04454).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -39,11 +40,9 @@ class Together:
 
     def __init__(self, modules: Mapping[str, Kronecker]) -> None:
         self._modules = modules
-        self._scales = {
-            name: (_norms(one.u), _norms(one.v)) for name, one in modules.items()
-        }  # (k,), (k')
+        self._scales = {name: _norms(one) for name, one in modules.items()}  # (k,), (k')
         self._bases = {
-            name: (one.u[:, :COLUMNS] / u, one.v[:, :COLUMNS] / v)
+            name: (one.u[:, : len(u)] / u, one.v[:, : len(v)] / v)
             for (name, one), (u, v) in zip(modules.items(), self._scales.values(), strict=True)
         }
         self._seen: list[Tensor] = []  # (S, Σ k · k') f32 each
@@ -90,7 +89,17 @@ class Together:
         return joined, shares
 
 
-def _norms(factor: Tensor) -> Tensor:
-    """Lengths of the leading columns; one for a column of zeros, which no direction needs."""
-    norms = factor[:, :COLUMNS].norm(dim=0)
-    return torch.where(norms > 0, norms, 1.0)
+def basis_columns(numbers: int) -> int:
+    """How many columns of U and V are the basis: its directions take no more room than they do.
+
+    Args:
+        numbers: in U and V together.
+    """
+    return min(COLUMNS, max(1, math.isqrt(numbers // DIRECTIONS)))
+
+
+def _norms(one: Kronecker) -> tuple[Tensor, Tensor]:
+    """Lengths of leading columns; one for a column of zeros, which no direction needs."""
+    columns = basis_columns(one.u.numel() + one.v.numel())
+    u, v = (factor[:, :columns].norm(dim=0) for factor in (one.u, one.v))
+    return torch.where(u > 0, u, 1.0), torch.where(v > 0, v, 1.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ella_cli.curvature import COLUMNS, DIRECTIONS
+from ella_cli.curvature import DIRECTIONS, basis_columns
 from ella_cli.kernels.cost import Work, cheapest, rates_of, seconds
 from ella_cli.kernels.form import FUSED, GRAM, TILED
 from ella_cli.kernels.gram import KEPT_BYTES
@@ -65,10 +65,13 @@ def held_curvature(
         rank: eigenvectors kept of each factor.
         rows: looked at to measure them.
     """
-    factors = tasks * sum(m * min(rank, m) + n * min(rank, n) for m, n in shapes.values())
-    columns = min(rank, COLUMNS)
-    basis = sum(min(columns, m) * min(columns, n) for m, n in shapes.values())
-    directions = tasks * min(DIRECTIONS, rows) * basis
+    of_modules = [m * min(rank, m) + n * min(rank, n) for m, n in shapes.values()]
+    factors = tasks * sum(of_modules)
+    basis = [
+        min(basis_columns(numbers), rank, m) * min(basis_columns(numbers), rank, n)
+        for numbers, (m, n) in zip(of_modules, shapes.values(), strict=True)
+    ]
+    directions = tasks * min(DIRECTIONS, rows) * sum(basis)
     numbers = factors + directions
     # Every factor is read twice, each time for a product with R columns; directions with one.
     flops = 8 * lora_rank * factors + 4 * directions

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ella_cli.config import LoraFields
-from ella_cli.curvature import COLUMNS, SHRINKAGE, measure_curvature, sketch
+from ella_cli.curvature import SHRINKAGE, measure_curvature, sketch
 from ella_cli.curvature.estimate import fisher_probe
+from ella_cli.kernels import Kronecker
 from ella_cli.model.base import Base, load_base
 from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
 from ella_cli.tasks import build_prompt, load_task
@@ -118,9 +119,10 @@ def test_directions_are_what_all_modules_do_together(base: Base) -> None:
     wanted = torch.zeros(len(gradients), dtype=torch.float64)
     found = 0.0
     for name, one in measured.modules.items():
-        u, v = one.u[:, :COLUMNS].double(), one.v[:, :COLUMNS].double()
-        moved = u.T @ updates[name] @ v
         assert one.directions is not None
+        _, rows, columns = one.directions.shape
+        u, v = one.u[:, :rows].double(), one.v[:, :columns].double()
+        moved = u.T @ updates[name] @ v
         found = found + torch.einsum("dkl,kl->d", one.directions.double(), moved)
         # What the leading columns have no part of is left out.
         u, v = u / u.norm(dim=0), v / v.norm(dim=0)
@@ -132,17 +134,24 @@ def test_directions_are_what_all_modules_do_together(base: Base) -> None:
     )
 
 
+def _square(term: Kronecker) -> float:
+    """‖·‖²_F of the module's part of all directions, with orthogonal columns."""
+    assert term.directions is not None
+    _, rows, columns = term.directions.shape
+    u, v = term.u[:, :rows].norm(dim=0), term.v[:, :columns].norm(dim=0)
+    return float((term.directions * u[:, None] * v).square().sum())
+
+
 def test_few_directions_hold_what_matters_most(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = _with_trained_lora(base), _rows(base, 8)
+
+    # In one and the same basis, whatever their number.
+    monkeypatch.setattr("ella_cli.curvature.directions.basis_columns", lambda numbers: 4)
 
     def square(count: int) -> float:
         monkeypatch.setattr("ella_cli.curvature.directions.DIRECTIONS", count)
         modules = measure_curvature(base, model, rows, rank=6, seed=3).modules.values()
-        return sum(
-            float((one.directions * one.u.norm(dim=0)[:, None] * one.v.norm(dim=0)).square().sum())
-            for one in modules
-            if one.directions is not None
-        )
+        return sum(_square(one) for one in modules if one.directions is not None)
 
     few, more, whole = square(2), square(4), square(16)
     assert few < more < whole
