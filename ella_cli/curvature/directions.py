@@ -27,9 +27,6 @@ from ella_cli.kernels import Kronecker
 # For SmolLM2 3.9 MB a task, half of what the factors take.
 COLUMNS, DIRECTIONS = 32, 32
 
-# Of a module's trace what is left to G ⊗ C at least, for rows that were not looked at.
-_LEAST_REST = 0.05
-
 
 class Together:
     """Collects every example's d in the modules' bases.
@@ -58,7 +55,10 @@ class Together:
         self._seen.append(torch.cat(parts, dim=1))
 
     def joined(self, tokens: int) -> tuple[dict[str, Kronecker], dict[str, float]]:
-        """The modules with their directions, and with what those do not hold left to G ⊗ C.
+        """The modules with their directions.
+
+        G ⊗ C stays whole beside them: what directions of the rows that were looked at do not see,
+        it makes cost something (docs/decisions/0008).
 
         Args:
             tokens: answer tokens that were probed.
@@ -78,14 +78,10 @@ class Together:
         for (name, one), part in zip(self._modules.items(), parts, strict=True):
             u, v = self._scales[name]
             trace = one.trace
-            held = float(part.double().square().sum()) / trace if trace else 0.0
-            shares[name] = min(held, 1 - _LEAST_REST)
-            rest = 1 - shares[name]
+            shares[name] = float(part.double().square().sum()) / trace if trace else 0.0
             # In the basis of the columns as they are, which are not of length one.
-            basis = rest**0.5 * u[:, None] * v
-            joined[name] = replace(
-                one.times(rest), directions=part.view(-1, len(u), len(v)) / basis
-            )
+            r = part.view(-1, len(u), len(v)) / (u[:, None] * v)
+            joined[name] = replace(one, directions=r)
         return joined, shares
 
 

@@ -42,7 +42,7 @@ class Measured:
     Attributes:
         modules: name -> G ⊗ C and directions: together the expected rise of the task's loss.
         dropped: name -> the shares of the traces of G and C whose eigenvectors were cut off.
-        held: name -> the share of its trace that the directions hold, the rest G ⊗ C does.
+        held: name -> the share of its trace that the directions hold.
         rows: examples looked at.
         tokens: their answer tokens.
     """
