@@ -40,10 +40,10 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Lambda = Annotated[
     Weight | Literal["auto"] | tuple[Weight | Literal["auto"], ...] | None, BeforeValidator(_lambda)
 ]
-# What `rho` is where the user names none. With curvature a predicted nat counts as ten: there the
-# losses of all tasks together were lowest, and answers move 3 to 20 times as far as predicted
-# (docs/decisions/0006, 0007).
-RHO_OF_CURVATURE = 1.0
+# What `rho` is where the user names none. With curvature a predicted nat counts as ten: answers of
+# what was trained against a prediction move several times as far, and over many tasks it adds up
+# (docs/decisions/0006, 0008).
+RHO_OF_CURVATURE = 10.0
 RHO_OF_COORDINATES = 3.0
 MethodName = Literal["ella", "inclora", "seqlora", "olora", "replay", "single", "joint"]
 SettingsT = TypeVar("SettingsT", bound="Settings")

@@ -25,7 +25,7 @@ def sweep(
         str | None,
         typer.Option(
             "--lambda",
-            help="λ to try, joined by commas; auto is one. By default 0, 0.1, auto and 10; with "
+            help="λ to try, joined by commas; auto is one. By default 0, 1, 100 and auto; with "
             "coordinates 0, 1e3, 1e4, 1e5 and auto; with olora 0, 0.05, 0.5 and 5.",
             metavar="LIST",
         ),

@@ -62,8 +62,8 @@ def usual_lambdas(base: RunSettings) -> str:
     if base.method == "olora":
         return "0,0.05,0.5,5"
     curvature = base.energy == "curvature" or (base.energy is None and base.curvature_rows > 0)
-    # With curvature, auto is 1.
-    return "0,0.1,auto,10" if curvature else "0,1e3,1e4,1e5,auto"
+    # With curvature, auto is 10.
+    return "0,1,100,auto" if curvature else "0,1e3,1e4,1e5,auto"
 
 
 def points_of(lambdas: str | None, seeds: int, base: RunSettings) -> tuple[Point, ...]:

@@ -61,8 +61,8 @@ def test_numbers_go_by_size_and_words_last() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, ["0", "0.1", "auto", "10"]),
-        ({"energy": "curvature"}, ["0", "0.1", "auto", "10"]),
+        ({}, ["0", "1", "100", "auto"]),
+        ({"energy": "curvature"}, ["0", "1", "100", "auto"]),
         ({"energy": "sum"}, ["0", "1000", "10000", "100000", "auto"]),
         ({"curvature_rows": 0}, ["0", "1000", "10000", "100000", "auto"]),
         ({"method": "olora"}, ["0", "0.05", "0.5", "5"]),
