@@ -96,7 +96,7 @@ def train_stages(
     for index, name in enumerate(names):
         adapter = run.adapter(index, name)
         if adapter is None:
-            _bring_past_up(run, method, adapters, settings)
+            _bring_past_up(run, method, adapters, settings, progress)
             assignment = Assignment(
                 name=name,
                 tasks=tasks if method.joint else [tasks[index]],
@@ -109,7 +109,7 @@ def train_stages(
             adapter = run.adapter(index, name)
             assert adapter is not None
         adapters.append(adapter)
-    _bring_past_up(run, method, adapters, settings)
+    _bring_past_up(run, method, adapters, settings, progress)
     return adapters
 
 
@@ -118,19 +118,28 @@ def _replayed(tasks: Sequence[Task], settings: RunSettings) -> Sequence[Task]:
 
 
 def _bring_past_up(
-    run: RunFolder, method: Method, adapters: Sequence[Adapter], settings: RunSettings
+    run: RunFolder,
+    method: Method,
+    adapters: Sequence[Adapter],
+    settings: RunSettings,
+    progress: Progress,
 ) -> None:
     """Adds the adapters that the past does not hold yet."""
     if not method.summed:
         return
     with processes.main_first():
-        _add_missing(run, adapters, settings)
+        for note in _add_missing(run, adapters, settings):
+            progress.note(note)
 
 
-def _add_missing(run: RunFolder, adapters: Sequence[Adapter], settings: RunSettings) -> None:
+def _add_missing(
+    run: RunFolder, adapters: Sequence[Adapter], settings: RunSettings
+) -> Sequence[str]:
+    """Adds them; gives what there is to say of it."""
     held = {task.digest for task in read_past(run.past).tasks} if run.past.is_file() else set()
     missing = [adapter.path for adapter in adapters if adapter.digest not in held]
-    if missing:
-        accumulate(
-            missing, run.past, energy=settings.energy, last=settings.last, decay=settings.decay
-        )
+    if not missing:
+        return ()
+    return accumulate(
+        missing, run.past, energy=settings.energy, last=settings.last, decay=settings.decay
+    ).notes
