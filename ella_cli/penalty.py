@@ -23,6 +23,7 @@ from ella_cli.errors import PastError
 from ella_cli.kernels import (
     CurvaturePlan,
     Factors,
+    Others,
     PenaltyPlan,
     plan_curvature,
     plan_penalty,
@@ -57,6 +58,7 @@ class Penalty(ABC):
                 hint="adapt the modules the past was made on (--target-modules), or start anew",
             )
         self.names = tuple(layers)[rank :: self._count]
+        self._device = next(model.parameters()).device
         pairs = [lora_pair(layers[name]) for name in self.names]
         self._bs = [b for b, _, _ in pairs]
         self._as = [a for _, a, _ in pairs]
@@ -124,7 +126,9 @@ class CurvaturePenalty(Penalty):
             [past.shape(name) for name in self.names],
             scales,
             names=self.names,
-            gather=processes.summed if self._count > 1 else lambda moves: moves,
+            others=None
+            if self._count == 1
+            else Others(processes.summed, past.directions_size, self._device),
         )
 
 

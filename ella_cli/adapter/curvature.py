@@ -21,6 +21,7 @@ from ella_cli.adapter.adapter import Adapter, layers_in_order
 from ella_cli.adapter.curvature_record import (
     DIRECTIONS_VERSION,
     METADATA_KEY,
+    PLAIN_VERSION,
     RECORD,
     CurvatureRecord,
     factors_digest,
@@ -58,6 +59,12 @@ class Curvature:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.keys)
+
+    @property
+    def directions(self) -> int:
+        """How many there are, the same of every module that has any."""
+        counts = [self.file.entries[r].shape[0] for _, _, *rs in self.keys.values() for r in rs]
+        return max(counts, default=0)
 
     @property
     def nbytes(self) -> int:
@@ -208,6 +215,7 @@ def read_curvature(adapter: Adapter) -> Curvature | None:
             hint="measure it again with `ella measure`, or take the file away",
         )
     curvature = Curvature(record, file, curvature_keys(file, file.entries, "", AdapterError))
+    check_version(curvature, AdapterError)
     for name in curvature.names:
         if name not in adapter.sources or curvature.shape(name) != adapter.shape(name):
             raise AdapterError(
@@ -239,12 +247,31 @@ def curvature_keys(
     wrong = sorted(expected ^ set(keys))
     if not wrong:
         wrong = [names[-1] for names in found.values() if not _fits(file, names)]
+    if not wrong:
+        # One number a direction is summed over modules.
+        counts = {file.entries[r].shape[0]: r for _, _, *rs in found.values() for r in rs}
+        wrong = list(counts.values())[1:]
     if wrong:
         raise error(
             f"{file.path}: the tensor {wrong[0][:100]} is not what a curvature holds",
             hint="the file was changed by hand; make it again with `ella measure`",
         )
     return found
+
+
+def check_version(curvature: Curvature, error: type[EllaError]) -> None:
+    """
+    Raises:
+        error: the record's version is none, or one that has no directions, and there are some.
+    """
+    version = curvature.record.version
+    known = PLAIN_VERSION <= version <= DIRECTIONS_VERSION
+    if not known or (curvature.directions and version < DIRECTIONS_VERSION):
+        raise error(
+            f"{curvature.file.path}: the curvature of {curvature.record.task} is of version "
+            f"{version}, which " + ("has no directions" if known else "this ella does not read"),
+            hint="update ella, or make it again with `ella measure`",
+        )
 
 
 def _fits(file: TensorFile, names: tuple[str, ...]) -> bool:

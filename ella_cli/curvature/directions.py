@@ -21,7 +21,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ella_cli.curvature.tokens import Tokens
+from ella_cli.curvature.tokens import Tokens, not_finite
 from ella_cli.kernels import Kronecker
 
 # For SmolLM2 3.9 MB a task, half of what the factors take.
@@ -66,13 +66,22 @@ class Together:
         Returns:
             By name; ½ ‖Σ R · vec(UᵀΔW V)‖² over modules is in nats per answer token. And the
             share of each module's trace that its directions hold.
+
+        Raises:
+            NonFiniteError: what a module was given is infinite or NaN.
         """
-        seen = torch.cat(self._seen) / max(tokens, 1) ** 0.5  # (E, Σ k · k')
+        seen = torch.cat(self._seen).mul_(max(tokens, 1) ** -0.5)  # (E, Σ k · k')
+        self._seen.clear()
+        sizes = [u.shape[1] * v.shape[1] for u, v in self._bases.values()]
+        gram = torch.zeros(len(seen), len(seen), dtype=torch.float64)
+        for name, part in zip(self._bases, torch.split(seen, sizes, dim=1), strict=True):
+            if not part.isfinite().all():
+                raise not_finite(name)
+            # In f64, but never all of it at once.
+            gram += part.double() @ part.double().T
         # The leading left vectors Q of E examples are enough: Qᵀ · seen is the rest, weighed.
-        gram = seen.double() @ seen.double().T
         leading = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :DIRECTIONS]  # (E, D)
         kept = leading.float().T @ seen  # (D, Σ k · k')
-        sizes = [u.shape[1] * v.shape[1] for u, v in self._bases.values()]
         joined, shares = {}, {}
         parts = torch.split(kept, sizes, dim=1)
         for (name, one), part in zip(self._modules.items(), parts, strict=True):

@@ -22,8 +22,7 @@ from torch import nn
 from ella_cli.curvature.directions import Together
 from ella_cli.curvature.estimate import Moments, fisher_probe, low_rank
 from ella_cli.curvature.sketch import PsdSums
-from ella_cli.curvature.tokens import Tokens, token_gradients, watched
-from ella_cli.errors import NonFiniteError
+from ella_cli.curvature.tokens import Tokens, not_finite, token_gradients, watched
 from ella_cli.kernels import Kronecker
 from ella_cli.model.base import Base
 from ella_cli.model.lora import lora_layers
@@ -134,10 +133,7 @@ def _factored(
     modules, dropped = {}, {}
     for name, moment in moments.items():
         if not (moment.g.kept.isfinite().all() and moment.c.kept.isfinite().all()):
-            raise NonFiniteError(
-                f"the curvature of {name} is not finite",
-                hint="the model's activations overflow; use --dtype float32 or bfloat16",
-            )
+            raise not_finite(name)
         # G in nats per answer token; C without units, of trace 1.
         square = moment.square
         g = low_rank(moment.g, square, 1 / max(tokens, 1), rank, SHRINKAGE)

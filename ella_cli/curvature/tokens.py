@@ -9,6 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ella_cli.errors import NonFiniteError
+
 Tokens = dict[str, tuple[Tensor, Tensor]]
 """Of each layer: inputs x (S, T, N) and outputs, or gradients there, g (S, T, M)."""
 
@@ -46,3 +48,11 @@ def token_gradients(logits: Tensor, probe: Tensor, seen: Tokens) -> Tokens:
     outputs = [output for _, output in seen.values()]
     gradients = torch.autograd.grad(logits, outputs, grad_outputs=probe)
     return {name: (x, g) for (name, (x, _)), g in zip(seen.items(), gradients, strict=True)}
+
+
+def not_finite(name: str) -> NonFiniteError:
+    """What to say where a layer's inputs or gradients are infinite or NaN."""
+    return NonFiniteError(
+        f"the curvature of {name} is not finite",
+        hint="the model's activations overflow; use --dtype float32 or bfloat16",
+    )

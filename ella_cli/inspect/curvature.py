@@ -88,7 +88,7 @@ class ModuleCurvature:
 
 @dataclass(frozen=True)
 class TaskCurvature:
-    """`trace` is Σ tr G tr C, nats per answer token for ΔW of variance 2 in every coordinate."""
+    """`trace` is Σ tr G tr C, of the blocks alone: nats per answer token for ΔW of variance 2."""
 
     task: str
     trace: float
@@ -233,12 +233,12 @@ def _rise(task: str, curvature: Curvature, adapter: Adapter) -> Rise:
 
 
 def _square(term: Kronecker) -> float:
-    """‖·‖²_F of the module's part of all directions; U's and V's columns are orthogonal."""
+    """‖·‖²_F of the module's part of all directions, Σ_d ‖U R_d Vᵀ‖²."""
     if term.directions is None:
         return 0.0
-    _, rows, columns = term.directions.shape
-    u, v = (factor.double().norm(dim=0) for factor in (term.u[:, :rows], term.v[:, :columns]))
-    return float((term.directions.double() * u[:, None] * v).square().sum())
+    r = term.directions.double()
+    u, v = term.u[:, : r.shape[1]].double(), term.v[:, : r.shape[2]].double()
+    return float((((u.T @ u) @ r @ (v.T @ v)) * r).sum())
 
 
 def _task(task: str, curvature: Curvature) -> TaskCurvature:

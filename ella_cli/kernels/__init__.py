@@ -2,14 +2,14 @@
 
     penalty, penalty_many    the value, at once
     plan_penalty             the same for a training loop: a task's constants prepared once
-    plan_curvature           ½ tr(ΔWᵀ G ΔW C) instead, for past tasks' curvatures `Kronecker`
+    plan_curvature           what an update costs past tasks, by their curvatures `Kronecker`
     Factors                  W_past = P Q, kept as its factors
     add_update, shrink       W_past += scale · B A;  G / (1 + λ W_past²)
 
 Knows nothing of tasks or models; the folder can be lifted out whole. docs/method.md derives it.
 """
 
-from ella_cli.kernels.curvature import CurvaturePlan, Kronecker, plan_curvature
+from ella_cli.kernels.curvature import CurvaturePlan, Kronecker, Others, plan_curvature
 from ella_cli.kernels.operands import Factors
 from ella_cli.kernels.plan import PenaltyPlan, plan_penalty
 from ella_cli.kernels.sums import penalty, penalty_many
@@ -19,6 +19,7 @@ __all__ = [
     "CurvaturePlan",
     "Factors",
     "Kronecker",
+    "Others",
     "PenaltyPlan",
     "add_update",
     "penalty",

@@ -157,22 +157,40 @@ class _Seen(NamedTuple):
     moves: Tensor | None  # (S, T, D): each module's part of s
 
 
-Gather = Callable[[Tensor], Tensor]
+class Others(NamedTuple):
+    """The other processes, each with a share of the modules.
+
+    Attributes:
+        gather: adds up what all of them move along the directions, (tasks, D); called once a call
+            in each of them, also in one without modules.
+        size: (tasks, D), the same in all of them.
+        device: of a process without modules.
+    """
+
+    gather: Callable[[Tensor], Tensor]
+    size: tuple[int, int]
+    device: torch.device
 
 
 class CurvaturePlan:
     """What updates cost the past tasks, nats; made by `plan_curvature`."""
 
     def __init__(
-        self, batches: Sequence[_Batch], names: Sequence[str], shapes: Shapes, gather: Gather
+        self,
+        batches: Sequence[_Batch],
+        names: Sequence[str],
+        shapes: Shapes,
+        others: Others | None,
     ) -> None:
         self.names = tuple(names)
         self._batches = tuple(batches)
         self._shapes = tuple(shapes)
-        self._gather = gather
+        self._others = others
         with_any = [batch for batch in batches if batch.directions is not None]
-        self._tasks = max((int(batch.tasks.max()) + 1 for batch in with_any), default=0)
-        self._most = max((one.directions.shape[2] for one in with_any), default=0)  # type: ignore[union-attr]
+        tasks = max((int(batch.tasks.max()) + 1 for batch in with_any), default=0)
+        most = max((one.directions.shape[2] for one in with_any), default=0)  # type: ignore[union-attr]
+        # Of several processes each knows only its own modules' tasks.
+        self._size = (tasks, most) if others is None else others.size
 
     def __call__(self, bs: Sequence[Tensor], as_: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The total, differentiable in every B and A, and each module's share, detached.
@@ -191,6 +209,8 @@ class CurvaturePlan:
         """
         self._check(bs, as_)
         if not bs:
+            # The others wait for this process's moves, none as they are.
+            self._together([], torch.float32)
             return torch.zeros(()), torch.zeros(0)
         total, values = Planned.apply(self, *bs, *as_)  # type: ignore[no-untyped-call]
         return total, values
@@ -230,14 +250,14 @@ class CurvaturePlan:
 
     def _together(self, seen: Sequence[_Seen], dtype: torch.dtype) -> Tensor:
         """The moves s of every task, (tasks, D), over all modules, those of other processes too."""
-        device = seen[0].bt.device if seen else None
-        total = torch.zeros(self._tasks, self._most, dtype=dtype, device=device)
+        device = seen[0].bt.device if seen else self._others.device if self._others else None
+        total = torch.zeros(*self._size, dtype=dtype, device=device)
         for one in seen:
             if one.moves is not None:
                 moves = one.moves.sum(0).to(total.device)  # (T, D)
-                padded = torch.nn.functional.pad(moves, (0, self._most - moves.shape[1]))
+                padded = torch.nn.functional.pad(moves, (0, self._size[1] - moves.shape[1]))
                 total.index_add_(0, one.batch.tasks.to(total.device), padded)
-        return self._gather(total) if self._tasks else total
+        return total if self._others is None else self._others.gather(total)
 
 
 def _see(batch: _Batch, bs: Sequence[Tensor], as_: Sequence[Tensor], dtype: torch.dtype) -> _Seen:
@@ -288,7 +308,7 @@ def plan_curvature(
     scales: Sequence[float],
     *,
     names: Sequence[str] | None = None,
-    gather: Gather = lambda moves: moves,
+    others: Others | None = None,
 ) -> CurvaturePlan:
     """Stacks what a task keeps constant.
 
@@ -297,7 +317,7 @@ def plan_curvature(
         shapes: (M, N) of each module.
         scales: alpha / R of each module, unitless.
         names: what errors call the modules.
-        gather: adds what other processes' modules do to the (tasks, D) moves along the directions.
+        others: who has the other modules, if several processes share them.
 
     Raises:
         ShapeError: lists of different length, or a curvature of another shape than its module.
@@ -321,7 +341,7 @@ def plan_curvature(
         if terms:
             alike[shape, tuple(term.task for term in terms), terms[0].u.device].append(i)
     batches = [_batch(members, modules, scales) for members in alike.values()]
-    return CurvaturePlan(batches, names, shapes, gather)
+    return CurvaturePlan(batches, names, shapes, others)
 
 
 def _batch(

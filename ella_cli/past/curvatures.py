@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ella_cli.adapter.curvature import Curvature, curvature_keys
+from ella_cli.adapter.curvature import Curvature, check_version, curvature_keys
 from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.adapter.tensor_header import Entry
 from ella_cli.adapter.tensor_writer import TensorFileWriter
@@ -49,10 +49,13 @@ def curvatures_of(file: TensorFile, record: Record) -> tuple[Curvature, ...]:
                 hint="the file was changed by hand; restore it, or accumulate the adapters again",
             )
         by_number[number][key] = entry
-    return tuple(
+    found = tuple(
         Curvature(one, file, curvature_keys(file, keys, f"{_PREFIX}{number}/", PastError))
         for one, (number, keys) in zip(record.curvature, by_number.items(), strict=True)
     )
+    for one in found:
+        check_version(one, PastError)
+    return found
 
 
 def curvature_layout(curvatures: Sequence[Curvature]) -> dict[str, Entry]:

@@ -169,6 +169,12 @@ class Past:
                 terms.append(one.kronecker(name, number).times(weight))
         return terms
 
+    @property
+    def directions_size(self) -> tuple[int, int]:
+        """How many curvatures there are, and the most directions that one of them has."""
+        counts = [one.directions for one in self.curvatures]
+        return len(counts), max(counts, default=0)
+
     def verify(self) -> None:
         """Reads everything once.
 

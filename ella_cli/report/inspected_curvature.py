@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 _NOTABLE = 0.05
 _WORST = 8
 _EVADED = (
-    "An optimiser goes where they saw little: expect several times more "
-    "(docs/results.md: 3 to 20, and up to 40 where the answers were drawn)."
+    "An optimiser goes where they see little: expect several times more (docs/results.md: 4 to 17)."
 )
 
 
@@ -30,7 +29,7 @@ def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:
             Words(
                 f"{adapter} is predicted to cost {rise.task} {rise.nats:.2g} nats an answer token"
                 f"{times}; most of it in {rise.worst.name} "
-                f"({rise.worst.nats / rise.nats:.0%})."
+                f"({rise.worst.nats:.2g})."
             )
         )
     if not parts:
@@ -45,14 +44,14 @@ def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:
     parts.append(
         Table(
             "predicted rise of each past task's loss",
-            ("past task", "nats / token", "random update", "hardest in", "share there", "rows"),
+            ("past task", "nats / token", "random update", "hardest in", "nats there", "rows"),
             tuple(
                 (
                     r.task,
                     r.nats,
                     r.random,
                     r.worst.name,
-                    f"{r.worst.nats / r.nats:.0%}" if r.nats else "–",
+                    r.worst.nats,
                     r.rows,
                 )
                 for r in rises
@@ -62,13 +61,21 @@ def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:
     first = rises[0]
     layers, kinds, values = layer_grid([(m.name, m.nats) for m in first.modules])
     parts.append(
-        HeatMap(f"predicted rise of {first.task}, nats", "layer", "module", layers, kinds, values)
+        HeatMap(
+            f"predicted rise of {first.task}, nats",
+            "layer",
+            "module",
+            layers,
+            kinds,
+            values,
+            scale="signed",
+        )
     )
     return Section(
         "Predicted rise",
         tuple(parts),
-        "½ tr(ΔWᵀ G ΔW C): what each past task is expected to lose, to second order, from the "
-        "curvature measured when it was learnt.",
+        "What each past task is expected to lose, to second order, from the curvature measured "
+        "when it was learnt. Modules act together: a negative part takes back what others do.",
     )
 
 
@@ -103,7 +110,7 @@ def sequence_rise_section(rises: SequenceRises) -> Section:
     return Section(
         "Predicted cost to earlier tasks",
         tuple(parts),
-        "½ tr(ΔWᵀ G ΔW C) of each update, with the curvature measured when a task was learnt.",
+        "What each update costs each task, with the curvature measured when that was learnt.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ella_cli.errors import NonFiniteError, ShapeError
-from ella_cli.kernels import Kronecker, plan_curvature
+from ella_cli.kernels import Kronecker, Others, plan_curvature
 from ella_cli.plan.operations import OperationCounter
 from tests.kernels.truth import relative
 
@@ -205,6 +206,10 @@ def _blocks(update: Tensor, terms: list[Kronecker]) -> Tensor:
     return value
 
 
+def _others(gather: Callable[[Tensor], Tensor]) -> Others:
+    return Others(gather, (1, 3), torch.device("cpu"))
+
+
 def test_processes_with_shares_of_the_modules_add_up_their_moves() -> None:
     shapes, scales = [(11, 29), (7, 13)], [0.75, 0.5]
     modules = [[_with_directions(_terms(*s, [(5, 6)], seed=i)[0], 0, (3, 4, 5))]
@@ -215,18 +220,31 @@ def test_processes_with_shares_of_the_modules_add_up_their_moves() -> None:
     seen: list[Tensor] = []
     for i in (0, 1):
         plan_curvature(modules[i : i + 1], shapes[i : i + 1], scales[i : i + 1],
-                       gather=lambda moves: seen.append(moves) or moves)(
+                       others=_others(lambda moves: seen.append(moves) or moves))(
             bs[i : i + 1], as_[i : i + 1]
         )  # fmt: skip
     parts = [
         plan_curvature(modules[i : i + 1], shapes[i : i + 1], scales[i : i + 1],
-                       gather=partial(torch.add, seen[1 - i]))(
+                       others=_others(partial(torch.add, seen[1 - i])))(
             bs[i : i + 1], as_[i : i + 1]
         )[0]
         for i in (0, 1)
     ]  # fmt: skip
     assert [float(part) for part in parts] == pytest.approx(values.tolist(), rel=1e-5)
     assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_a_process_without_terms_or_modules_still_meets_the_others() -> None:
+    met: list[tuple[int, ...]] = []
+    others = Others(
+        lambda moves: met.append(tuple(moves.shape)) or moves, (2, 32), torch.device("cpu")
+    )
+    one = _with_directions(_terms(11, 29, [(5, 6)], seed=0)[0], 0, (3, 4, 5))
+    b, a = _normal(11, 3, seed=1), _normal(3, 29, seed=2)
+    plan_curvature([[one]], [(11, 29)], [1.0], others=others)([b], [a])
+    plan_curvature([[]], [(11, 29)], [1.0], others=others)([b], [a])
+    plan_curvature([], [], [], others=others)([], [])
+    assert met == [(2, 32)] * 3
 
 
 @pytest.mark.parametrize("size", [(3, 6, 2), (3, 2, 7), (3, 2)])
