@@ -1,4 +1,7 @@
-"""Small real models, built here and saved as folders, and the `ella` command as a process."""
+"""Small real models, built here and saved as folders, and the `ella` command as a process.
+
+Where there is no GPU, Triton runs in its interpreter.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+# Read by Triton when it is imported, which any library may do while tests are collected.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 Ella = Callable[..., "subprocess.CompletedProcess[str]"]
 

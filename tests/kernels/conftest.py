@@ -1,16 +1,10 @@
-"""NaN in memory that nothing has written; Triton in its interpreter where there is no GPU."""
+"""NaN in memory that nothing has written."""
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import torch
 from torch import Tensor
-
-# Read by Triton when it is imported.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)
