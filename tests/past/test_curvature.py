@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -92,58 +91,6 @@ def test_a_past_holds_the_curvature_of_every_task(
         assert [term.task for term in past.curvature(name)] == [0, 1, 2]
         expected = product([of_adapter(folder, name) for folder in three])
         torch.testing.assert_close(product(past.curvature(name)), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_cut_columns_take_their_part_of_the_directions_along(three: list[Path]) -> None:
-    whole = read_curvature(read_adapter(three[0]))
-    assert whole is not None
-    cut = whole.truncated(2)
-    own, less = whole.kronecker(Q), cut.kronecker(Q)
-    assert own.directions is not None
-    assert less.directions is not None
-    assert own.directions.shape == (5, 3, 2)
-    assert torch.equal(less.directions, own.directions[:, :2])
-    assert cut.nbytes < whole.nbytes
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda t: t.update({f"{Q}.R": torch.zeros(5, 9, 2)}), "not what a curvature holds"),
-        (lambda t: t.update({f"{Q}.R": torch.zeros(5, 3)}), "not what a curvature holds"),
-        (lambda t: t.update({f"{Q}.R": torch.zeros(6, 3, 2)}), "not what a curvature holds"),
-        (lambda t: t.pop(f"{Q}.U"), "not what a curvature holds"),
-        (lambda t: t[f"{Q}.R"].fill_(torch.nan), "does not match its digest"),
-    ],
-)
-def test_directions_that_do_not_belong_are_refused(
-    change: Callable[[dict[str, Tensor]], object], said: str, three: list[Path]
-) -> None:
-    path = three[0] / CURVATURE
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata=metadata)
-    with pytest.raises(AdapterError, match=said):
-        of_adapter(three[0])
-
-
-@pytest.mark.parametrize("version", [2, 99, -5])
-def test_directions_of_a_version_that_has_none_are_refused(
-    version: int, three: list[Path], tmp_path: Path
-) -> None:
-    accumulate(three, tmp_path / "w")
-    for path, key, error in (
-        (three[0] / CURVATURE, "ella_curvature", AdapterError),
-        (tmp_path / "w", "ella_past", PastError),
-    ):
-        with safe_open(path, "pt") as file:
-            record = json.loads(file.metadata()[key])
-        (record["curvature"][0] if key == "ella_past" else record)["version"] = version
-        save_file(load_file(path), path, metadata={key: json.dumps(record)})
-        with pytest.raises(error, match=f"version {version}"):
-            read_curvature(read_adapter(three[0])) if error is AdapterError else read_past(path)
 
 
 def test_the_file_keeps_factors_to_bf16(make_adapter: MakeAdapter) -> None:
