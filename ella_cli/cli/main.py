@@ -108,6 +108,15 @@ def main() -> None:
     except typer.Abort:
         _say("aborted", None)
         sys.exit(1)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        _say(
+            f"out of memory: {str(error).splitlines()[0][:200]}",
+            "lower --per-device-train-batch-size and raise --gradient-accumulation-steps, lower "
+            "--max-source-length, or see `ella plan`; the same command goes on",
+        )
+        sys.exit(2)
     # Without its own mode typer gives a command's exit code back; Ctrl-C is 130.
     code = done if isinstance(done, int) else 0
     if code == 130:
@@ -116,6 +125,14 @@ def main() -> None:
             "and the same command goes on from the last finished step\n"
         )
     sys.exit(code)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device, or this machine, has less room than was asked for."""
+    torch = sys.modules.get("torch")  # what has not loaded it has not asked it for memory
+    on_device = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    # What torch makes of it on the CPU has no class of its own.
+    return on_device or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _explain_command_line(error: Any) -> int:

@@ -11,11 +11,11 @@ from ella_cli.errors import PastError, SettingsError
 from ella_cli.inspect.run_stages import past_before
 from ella_cli.model.base import load_base
 from ella_cli.model.fold import Fold
-from ella_cli.model.lora import detach_lora, load_lora
+from ella_cli.model.lora import detach_lora, load_lora, lora_layers
 from ella_cli.past import Past, read_past
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.loading import ground_of, load_tasks
-from ella_cli.training.measuring import measure_task, write_measured
+from ella_cli.training.measuring import check_measurable, measure_task, write_measured
 from ella_cli.training.task import encode_rows
 
 
@@ -38,8 +38,12 @@ def measure_adapter(
 
     Raises:
         AdapterError, PastError, TaskError, ModelError: one of them cannot be used.
-        SettingsError: the adapter stands on a past that is not known.
+        SettingsError: the adapter stands on a past that is not known, or no row is to be looked at.
     """
+    if not settings.curvature_rows:
+        raise SettingsError(
+            "curvature-rows = 0 leaves nothing to measure", hint="give --curvature-rows 64"
+        )
     adapter = read_adapter(folder)
     ground = _ground(adapter, past)
     (rows,) = load_tasks([task], settings, progress)
@@ -51,6 +55,7 @@ def measure_adapter(
             fold.set(ground.names, ground.delta)
         model = load_lora(base, str(folder))
         try:
+            check_measurable(base, lora_layers(model))
             measured, facts = measure_task(
                 base,
                 model,

@@ -10,15 +10,35 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature import write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.curvature import SHRINKAGE, Measured, measure_curvature
+from ella_cli.errors import ModelError
 from ella_cli.model.base import Base
 from ella_cli.progress import Progress
 
-_BATCH = 8
+# Sequences a pass, where so many fit.
+MOST_AT_ONCE = 8
+
+
+def check_measurable(base: Base, layers: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ModelError: a layer is no linear one, or is a decoder's head, which answers alone go through
+            (docs/decisions/0001): its inputs are not token by token.
+    """
+    model: Any = base.model
+    head = model.get_output_embeddings() if base.kind == "decoder" else None
+    for name, layer in layers.items():
+        inner = getattr(layer, "base_layer", layer)
+        if not isinstance(inner, (nn.Linear, Conv1D)) or head in (layer, inner):
+            raise ModelError(
+                f"{name} is adapted, whose curvature cannot be measured",
+                hint="leave it out of --target-modules, or give --curvature-rows 0",
+            )
 
 
 def measure_task(
@@ -27,6 +47,7 @@ def measure_task(
     rows: Sequence[Mapping[str, list[int]]],
     *,
     count: int,
+    batch_size: int = MOST_AT_ONCE,
     rank: int,
     seed: int,
     name: str,
@@ -34,14 +55,18 @@ def measure_task(
 ) -> tuple[Measured, dict[str, Any]]:
     """The curvature over at most `count` rows, drawn by `seed`, and what a manifest says of it.
 
+    Args:
+        batch_size: sequences a pass that are known to fit; more than `MOST_AT_ONCE` are not taken.
+
     Raises:
         NonFiniteError: a module's curvature is infinite or NaN.
     """
     started = time.monotonic()
+    batch_size = min(batch_size, MOST_AT_ONCE)
     chosen = random.Random(seed).sample(list(rows), min(count, len(rows)))
-    advance = progress.begin(f"measure {name}", 2 * -(-len(chosen) // _BATCH))
+    advance = progress.begin(f"measure {name}", 2 * -(-len(chosen) // batch_size))
     measured = measure_curvature(
-        base, model, chosen, rank=rank, seed=seed, batch_size=_BATCH, advance=advance
+        base, model, chosen, rank=rank, seed=seed, batch_size=batch_size, advance=advance
     )
     worst = [max(pair[side] for pair in measured.dropped.values()) for side in (0, 1)]
     facts = {

@@ -26,7 +26,7 @@ from ella_cli.training.assignment import Assignment, stage_manifest, stage_seed
 from ella_cli.training.card import model_card
 from ella_cli.training.carried import carried_lora
 from ella_cli.training.checkpoints import last_checkpoint
-from ella_cli.training.measuring import measure_task, write_measured
+from ella_cli.training.measuring import check_measurable, measure_task, write_measured
 from ella_cli.training.methods import METHODS, Method, Situation
 from ella_cli.training.strength import Strength, found_strength, given_strength
 from ella_cli.training.trainer import StepWatch, TaskTrainer, build_trainer, restore_weights
@@ -55,6 +55,7 @@ def train_task(
     Raises:
         NonFiniteError: the loss or the penalty stopped being a number; the last good adapter is
             beside `folder`, as its name with `.last-good`.
+        ModelError: a layer is adapted whose curvature cannot be measured.
         PastError, ShapeError: the past does not fit the model.
         TaskError: a prompt's frame alone is longer than the model may read.
         StorageError: `folder` holds other things or cannot be written, or the disk is full.
@@ -72,16 +73,22 @@ def train_task(
         try:
             mixed = [*rows, *encode_rows(base, assignment.replayed, settings)]
             trainer = _trainer(base, model, mixed, assignment, settings, checkpoints, progress)
+            measures = bool(settings.curvature_rows) and method.summed
+            if measures:
+                # Measuring can fail where training did not: a last checkpoint comes before it.
+                check_measurable(base, lora_layers(model))
+                trainer.saves_the_end = True
             _run(trainer, assignment, settings, folder, progress)
             manifest = stage_manifest(base, trainer, assignment, settings)
             if trainer.is_world_process_zero():
                 measured = None
-                if settings.curvature_rows and method.summed:
+                if measures:
                     measured, manifest["curvature"] = measure_task(
                         base,
                         model,
                         rows,
                         count=settings.curvature_rows,
+                        batch_size=settings.per_device_train_batch_size,
                         rank=settings.energy_rank,
                         seed=stage_seed(settings, assignment.order_index),
                         name=assignment.name,
@@ -170,6 +177,8 @@ def _trainer(
     if trainer.penalty is None:
         # Nothing to weigh: a first task is the same whatever λ was asked for.
         trainer.strength = Strength(0.0)
+    else:
+        trainer.penalty = trainer.meeting(trainer.penalty)
     trainer.lam = trainer.strength.lam
     return trainer
 
@@ -182,7 +191,9 @@ def _checkpoint_folder(
         base.fingerprint,
         [task.fingerprint for task in (*assignment.tasks, *assignment.replayed)],
         assignment.past.digest if assignment.past else None,
-        settings.model_dump(mode="json", exclude={"save_steps", "device"}),
+        settings.model_dump(
+            mode="json", exclude={"save_steps", "device", "curvature_rows", "energy_rank"}
+        ),
         processes.count(),
     ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
@@ -200,10 +211,11 @@ def _run(
     output = Path(str(trainer.args.output_dir))
     checkpoint = last_checkpoint(output)
     steps = trainer.planned_steps()
+    advance = progress.begin(f"train {assignment.name}", steps)
     trainer.add_callback(
         StepWatch(
             trainer,
-            progress.begin(f"train {assignment.name}", steps),
+            advance,
             progress.warn,
             assignment.name,
             [task.update_norm for task in assignment.past.tasks] if assignment.past else [],
@@ -211,6 +223,9 @@ def _run(
     )
     if checkpoint:
         progress.note(f"going on from {checkpoint.name} of {assignment.name}")
+    if checkpoint and trainer.take_finished(checkpoint):
+        advance(steps, "")
+        return
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except NonFiniteError as error:

@@ -22,6 +22,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.generic import ModelOutput
 
 from ella_cli.config import TrainSettings
@@ -48,11 +49,14 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         step_ce: cross-entropy of the step under way, nats per answer token.
         good: the trained weights at the last step whose loss was finite.
         strength: its λ, and how it was found.
+        saves_the_end: whether the last step leaves a checkpoint, whatever `save_steps` says.
     """
 
     step_ce: float = 0.0
     good: dict[str, Tensor]
     strength: Strength
+    saves_the_end: bool = False
+    _failed: NonFiniteError | None = None
 
     def compute_loss(
         self,
@@ -72,6 +76,8 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         assert self.last_loss is not None
         self.step_ce += self.last_loss.item()
         if not self._finite_everywhere(loss):
+            if self._failed is not None:
+                raise self._failed
             raise NonFiniteError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1} "
                 f"(cross-entropy {self.step_ce:.4g})",
@@ -100,6 +106,33 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         wait = self.accelerator.wait_for_everyone
         with whole_checkpoint(folder, wait, main=self.is_world_process_zero()):
             super()._save_checkpoint(model, trial)
+
+    def meeting(self, penalty: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """The penalty, which says NaN where it would raise in one process of several.
+
+        The others are on their way into the sum of the gradients by then, and would wait there:
+        all of them stop after it.
+        """
+
+        def value() -> Tensor:
+            try:
+                return penalty()
+            except NonFiniteError as error:
+                if self.args.world_size == 1:
+                    raise
+                self._failed = error
+                return torch.full((), math.nan, device=self.args.device)
+
+        return value
+
+    def take_finished(self, checkpoint: Path) -> bool:
+        """Weights and curves of a training that took all its steps; False if any are left."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return True
 
     def _finite_everywhere(self, loss: Tensor) -> bool:
         """Whether the loss is a number in every process: they stop together."""
@@ -172,6 +205,8 @@ class StepWatch(TrainerCallback):
         trainer.step_ce = 0.0
         if state.global_step in (state.max_steps // 2, state.max_steps):
             self._warn_of_signs()
+        if state.global_step == state.max_steps and trainer.saves_the_end:
+            control.should_save = True
 
     def _words(self) -> str:
         trainer = self._trainer

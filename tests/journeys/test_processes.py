@@ -57,6 +57,28 @@ def test_two_processes_learn_an_order_as_one_does(
     assert "its processes is 2, now it is 1" in said
 
 
+def test_a_penalty_too_large_for_one_process_stops_both(
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    train = ("train", "--model", tiny_llama, *SAME, "--curvature-rows", 0)
+    ella(*train, "--task", "tasks/animals", "-o", "first")
+    weights = load_file(tmp_path / "first/adapter_model.safetensors")
+    names = [name for name in weights if "lora_B" in name]
+    # Of the modules, each process takes every other one.
+    weights[names[0]] *= 1e25
+    save_file(weights, tmp_path / "first/adapter_model.safetensors", {"format": "pt"})
+    ella("accumulate", "first", "--past", "past.safetensors", "--energy", "sum")
+    done = _two_processes(
+        tmp_path, *train, "--task", "tasks/colours", "--past", "past.safetensors", "-o", "second",
+        "--lambda", 1, "--per-device-train-batch-size", 4,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "the penalty of model.layers" in done.stderr
+    assert not (tmp_path / "second").exists()
+
+
 def test_processes_that_never_started_are_missed(ella: Any, tiny_llama: Path) -> None:
     """What accelerate 1.15 makes of `launch --num_processes 2 --cpu`."""
     asked = {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"}

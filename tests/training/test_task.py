@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ella_cli.config import TrainSettings
-from ella_cli.errors import NonFiniteError
+from ella_cli.config import MeasureSettings, TrainSettings
+from ella_cli.errors import ModelError, NonFiniteError, SettingsError
 from ella_cli.model.base import load_base
+from ella_cli.sequence.measure import measure_adapter
 from ella_cli.tasks import load_task
+from ella_cli.training import task as task_module
 from ella_cli.training.assignment import Assignment
+from ella_cli.training.measuring import measure_task
 from ella_cli.training.task import train_task
 
 
@@ -32,3 +35,53 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_adapter(
     plain = AutoModelForCausalLM.from_pretrained(tiny_llama)
     kept = PeftModel.from_pretrained(plain, tmp_path / "adapter.last-good")
     assert all(torch.isfinite(weight).all() for weight in kept.parameters())
+
+
+def test_what_fails_while_measuring_costs_no_training(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    # The third of three steps is in the middle of an epoch of four.
+    settings = TrainSettings(max_steps=3, limit=32, curvature_rows=16)
+    task = load_task("demo-topic", limit=32)
+    assignment = Assignment(task.spec.name, [task])
+    whole = train_task(base, assignment, settings, tmp_path / "whole")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(task_module, "measure_task", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_task(base, assignment, settings, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    monkeypatch.setattr(task_module, "measure_task", measure_task)
+    monkeypatch.setattr(task_module.TaskTrainer, "training_step", interrupted)
+    again = train_task(base, assignment, settings, tmp_path / "again")
+    assert again["curves"] == whole["curves"]
+    for name in ("adapter_model.safetensors", "curvature.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "whole"]
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_a_layer_that_cannot_be_measured_is_refused_before_training(
+    tiny_llama: Path, tmp_path: Path, target: str
+) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    task = load_task("demo-topic", limit=32)
+    settings = TrainSettings(max_steps=2, limit=32, target_modules=("q_proj", target))
+    assignment = Assignment(task.spec.name, [task])
+    with pytest.raises(ModelError, match=f"{target} is adapted, whose curvature cannot"):
+        train_task(base, assignment, settings, tmp_path / "adapter")
+    assert not any(tmp_path.iterdir())
+    unmeasured = settings.model_copy(update={"curvature_rows": 0})
+    train_task(base, assignment, unmeasured, tmp_path / "adapter")
+    with pytest.raises(ModelError, match=f"{target} is adapted, whose curvature cannot"):
+        measure_adapter(
+            tmp_path / "adapter", "demo-topic", MeasureSettings(model=str(tiny_llama), limit=32)
+        )
+
+
+def test_no_rows_measure_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="leaves nothing to measure"):
+        measure_adapter(tmp_path, "demo-topic", MeasureSettings(curvature_rows=0))
