@@ -2,11 +2,13 @@
 
 A write goes to a temporary name in the same folder, is flushed to the disk, and is renamed over
 the target; the folder is then flushed too. Killed at any moment, a reader finds the old file or
-the new one.
+the new one. No rename replaces a folder that holds something, so that takes two: killed between
+them, the old folder lies beside its place and comes back at the next try.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -59,6 +61,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _bring_back(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             temporary.chmod(0o777 & ~_umask())
@@ -70,8 +73,12 @@ def new_folder(path: Path) -> Iterator[Path]:
             flush_folder(temporary)
             if path.exists():
                 outgoing = temporary.with_suffix(".old")
-                path.rename(outgoing)
-                temporary.rename(path)
+                try:
+                    path.rename(outgoing)
+                    temporary.rename(path)
+                finally:
+                    if not path.exists() and outgoing.exists():
+                        outgoing.rename(path)
                 shutil.rmtree(outgoing)
             else:
                 temporary.rename(path)
@@ -90,6 +97,8 @@ def check_replaceable(path: Path, sign: str) -> None:
     Raises:
         StorageError: a file or a folder of other things is there, or its parent is not writable.
     """
+    with storage_errors(path):
+        _bring_back(path)
     if path.exists() and not path.is_dir():
         raise StorageError(f"{path} is a file", hint="give a new --output-dir")
     if path.is_dir() and any(path.iterdir()) and not (path / sign).is_file():
@@ -101,6 +110,15 @@ def check_replaceable(path: Path, sign: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
+
+
+def _bring_back(path: Path) -> None:
+    """What `new_folder` put aside for a new one that then never came."""
+    aside = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"))
+    if aside and not path.exists():
+        aside.pop().rename(path)
+    for left_behind in aside:
+        shutil.rmtree(left_behind, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -130,6 +148,20 @@ def read_json(path: Path) -> Any:
     raise StorageError(
         f"{path} is not JSON: {reason}",
         hint="it was changed or cut by hand; restore it or make it again",
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        StorageError: as `read_json`, or it holds something else than names and values.
+    """
+    document = read_json(path)
+    if isinstance(document, dict):
+        return document
+    raise StorageError(
+        f"{path} holds {type(document).__name__}, not names and values",
+        hint="it was changed by hand; restore it or make it again",
     )
 
 

@@ -110,13 +110,14 @@ class CurvaturePenalty(Penalty):
     """The expected rise of the past tasks' losses, in nats per answer token, summed over tasks.
 
     Raises:
-        PastError: no task of the past has measured its curvature.
+        PastError: no task of the past that counts for its energy has measured its curvature.
     """
 
     def _prepare(self, past: Past, scales: list[float]) -> CurvaturePlan:
-        if not past.curvatures:
+        if not any(weight for _, weight in past.weighed_curvatures):
+            counted = " that counts" if past.curvatures else ""
             raise PastError(
-                f"no task of {past.path or 'the past'} has a curvature",
+                f"no task of {past.path or 'the past'}{counted} has a curvature",
                 hint="make it with `ella measure ADAPTER --task NAME` and accumulate the adapter "
                 "again, or use --energy sum",
             )

@@ -53,3 +53,33 @@ def test_what_is_not_json_is_a_matter_of_storage(tmp_path: Path, content: bytes)
     (tmp_path / "file.json").write_bytes(content)
     with pytest.raises(StorageError, match=r"file\.json is not JSON: "):
         read_json(tmp_path / "file.json")
+
+
+def test_a_folder_put_aside_for_a_new_one_that_never_came_is_back(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    aside = tmp_path / ".adapter.abc.old"
+    aside.mkdir()
+    (aside / "sign").write_text("old")
+    check_replaceable(folder, "sign")
+    assert (folder / "sign").read_text() == "old"
+    assert not aside.exists()
+
+
+def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "sign").write_text("old")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_folder(folder) as temporary:
+        (temporary / "sign").write_text("new")
+    assert (folder / "sign").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

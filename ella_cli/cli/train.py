@@ -69,7 +69,7 @@ def train(
     from ella_cli.training.replay import kept_rows
     from ella_cli.training.task import train_task
 
-    _check_replay(settings, past, replay)
+    _check_method(settings, past, earlier, replay)
     held = read_past(past) if past else None
     adapters = tuple(read_adapter(folder) for folder in earlier or ())
     with showing_progress(output) as progress:
@@ -86,10 +86,32 @@ def train(
     output.result({"adapter": str(output_dir), **manifest}, _table(output_dir, manifest))
 
 
-def _check_replay(settings: TrainSettings, past: Path | None, replay: Sequence[str] | None) -> None:
+def _check_method(
+    settings: TrainSettings,
+    past: Path | None,
+    earlier: Sequence[Path] | None,
+    replay: Sequence[str] | None,
+) -> None:
+    """
+    Raises:
+        SettingsError: the method makes nothing of what it was given, or lacks what it needs.
+    """
     from ella_cli.training.methods import METHODS
 
-    replays = METHODS[settings.method].replays
+    method = METHODS[settings.method]
+    replays = method.replays
+    if past and not method.summed:
+        raise SettingsError(
+            f"{settings.method} does not stand on a sum of updates",
+            hint="name the last adapter with --earlier instead of --past"
+            if method.carried
+            else "leave --past out",
+        )
+    if past and method.name == "olora" and not earlier:
+        raise SettingsError(
+            "olora needs the earlier adapters themselves beside their sum",
+            hint="name them with --earlier FOLDER, again for each, in order",
+        )
     if replay and not replays:
         raise SettingsError(
             f"{settings.method} learns no old rows again",

@@ -218,8 +218,8 @@ def _path(folder: Path, stage: Stage, task: Task) -> Path:
 def _finished(path: Path, key: str) -> Cell | None:
     if not path.is_file():
         return None
-    document = files.read_json(path)
-    if document.get("key") != key:
+    document = files.read_object(path)
+    if document.get("key") != key or not {"score", "rows", "predictions"} <= document.keys():
         return None
     return Cell(document["score"], tuple(document["rows"]), tuple(document["predictions"]))
 

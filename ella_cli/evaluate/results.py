@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from ella_cli import files
 from ella_cli.accuracy import AccuracyMatrix
-from ella_cli.errors import SettingsError
+from ella_cli.errors import SettingsError, StorageError
 from ella_cli.evaluate.grid import Cell
 from ella_cli.run_paths import RunPaths
 from ella_cli.tasks import Task
@@ -50,7 +52,7 @@ def results_document(
         for stage, row in stages.items()
     }
     if single is not None:
-        row_scores["single"] = _same_rows(single, tasks)
+        row_scores["single"] = {name: list(rows) for name, rows in single.items()}
     return {
         "format": FORMAT,
         **matrix.to_json(),
@@ -60,34 +62,43 @@ def results_document(
     }
 
 
-def single_rows(run: Path) -> dict[str, list[float]]:
-    """Row scores by task of a finished `--method single` run: its diagonal.
+_RowScores = TypeAdapter(dict[str, dict[str, list[float]]])
+
+
+def single_rows(run: Path, tasks: Sequence[Task]) -> dict[str, list[float]]:
+    """Row scores of `tasks`, by name, of a finished `--method single` run: its diagonal.
 
     Raises:
-        SettingsError: the run is of another method.
-        StorageError: it has no results yet.
+        SettingsError: the run is of another method, or was scored on other rows.
+        StorageError: it has no results yet, or they are none.
     """
-    document = files.read_json(RunPaths(run).results)
+    file = RunPaths(run).results
+    document = files.read_object(file)
     if document.get("method") != "single":
         raise SettingsError(
             f"{run} is a run of {document.get('method')}, not of single",
             hint="make one with `ella run --method single` on the same order and settings",
         )
-    rows = document["row_scores"]
-    return {name: rows[name][name] for name in document["order"] if name in rows.get(name, {})}
-
-
-def _same_rows(
-    single: Mapping[str, Sequence[float]], tasks: Sequence[Task]
-) -> dict[str, list[float]]:
-    counts = {task.spec.name: len(task.test) for task in tasks}
-    for name, rows in single.items():
-        if counts.get(name, len(rows)) != len(rows):
+    try:
+        scores = _RowScores.validate_python(document.get("row_scores"))
+    except ValidationError as error:
+        raise StorageError(
+            f"{file} has no sound row_scores",
+            hint="it was changed by hand; make it again with `ella eval --run`",
+        ) from error
+    alone = {}
+    for task in tasks:
+        name = task.spec.name
+        rows = scores.get(name, {}).get(name)
+        if rows is None:
+            continue
+        if len(rows) != len(task.test):
             raise SettingsError(
-                f"{name} was scored alone on {len(rows)} test rows, here on {counts[name]}",
+                f"{name} was scored alone on {len(rows)} test rows, here on {len(task.test)}",
                 hint="make the run of single with the same --limit-test",
             )
-    return {name: list(rows) for name, rows in single.items() if name in counts}
+        alone[name] = rows
+    return alone
 
 
 def _mean(rows: Sequence[float] | None) -> float | None:

@@ -12,6 +12,7 @@ from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.errors import SettingsError, StorageError
 from ella_cli.files import read_json
 from ella_cli.past import Past, read_past
+from ella_cli.past.record import EnergyKind
 from ella_cli.run_paths import RunPaths, stage_name
 
 
@@ -100,7 +101,9 @@ def past_before(folder: Path) -> Past:
             f"{folder.name} of {run_folder.name} ({run.method}) was not trained on a past",
             hint="name a later stage, or a past with --past FILE",
         )
-    return Past.of(earlier)
+    # Protected as the run's own past protects.
+    kind = read_past(paths.past).record.energy if paths.past.is_file() else EnergyKind()
+    return Past.of(earlier, energy=kind.kind, last=kind.last, decay=kind.decay)
 
 
 def past_of_run(folder: Path, file: Path) -> Past:

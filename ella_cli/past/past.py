@@ -157,17 +157,21 @@ class Past:
         Raises:
             AdapterError: the file is damaged.
         """
+        return [
+            one.kronecker(name, number).times(weight)
+            for number, (one, weight) in enumerate(self.weighed_curvatures)
+            if weight and name in one.keys
+        ]
+
+    @property
+    def weighed_curvatures(self) -> tuple[tuple[Curvature, float], ...]:
+        """Each curvature and how much its task counts for the energy, 0 beyond the last K."""
         weights: dict[str, float] = {}
         for task, weight in zip(
             self.tasks, self.record.energy.weights(len(self.tasks)), strict=True
         ):
             weights[task.digest] = weights.get(task.digest, 0.0) + weight
-        terms = []
-        for number, one in enumerate(self.curvatures):
-            weight = weights.get(one.record.adapter, 0.0)
-            if weight and name in one.keys:
-                terms.append(one.kronecker(name, number).times(weight))
-        return terms
+        return tuple((one, weights.get(one.record.adapter, 0.0)) for one in self.curvatures)
 
     @property
     def directions_size(self) -> tuple[int, int]:

@@ -57,11 +57,11 @@ def evaluate_run(
     given = {name: getattr(asked, name) for name in asked.model_fields_set}
     chosen = evaluation_of(settings).model_copy(update=given)
     tasks = load_tasks(resolve_order(settings.order), chosen, progress)
+    alone = single_rows(single, tasks) if single else None
     names = stage_names(method_of(settings), [task.spec.name for task in tasks])
-    found = (run.adapter(i, name) for i, name in enumerate(names))
-    adapters = [adapter for adapter in found if adapter is not None]
+    adapters = run.finished(names)
     base = base_once(chosen, progress)
-    return score_run(run, base, tasks, adapters, settings, chosen, single, progress)
+    return score_run(run, base, tasks, adapters, settings, chosen, alone, progress)
 
 
 def evaluate_adapters(
@@ -85,6 +85,7 @@ def evaluate_adapters(
         ModelError, ShapeError: an adapter was made on another base model.
     """
     tasks = load_tasks(resolve_order(order), evaluation, progress)
+    alone = single_rows(single, tasks) if single else None
     adapters = [read_adapter(one) for one in folders]
     _refuse_run(folder)
     if len(adapters) > len(tasks):
@@ -107,7 +108,6 @@ def evaluate_adapters(
     chosen = choose([Stage("base"), *stages], len(tasks), evaluation)
     grid = evaluate_grid(base, None, chosen, tasks, evaluation, run.scores, progress=progress)
     rows = [*grid[1:], *empty_rows(len(tasks) - len(stages), len(tasks))]
-    alone = single_rows(single) if single else None
     facts = {"method": "adapters", "adapters": [str(adapter.path) for adapter in adapters]}
     facts |= evaluation_facts(evaluation, base().fingerprint)
     document = results_document(tasks, rows, grid[0], alone, facts | _UNKNOWN)

@@ -14,9 +14,11 @@ from typing import Any
 from ella_cli import processes
 from ella_cli.adapter import Adapter
 from ella_cli.config import RunSettings
+from ella_cli.errors import SettingsError
 from ella_cli.evaluate.grid import evaluation_of
+from ella_cli.evaluate.results import single_rows
 from ella_cli.model.base import Base
-from ella_cli.past import accumulate, read_past
+from ella_cli.past import Past, accumulate, read_past
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.first_stage import take_first_stage
 from ella_cli.sequence.loading import base_once, load_tasks
@@ -57,6 +59,7 @@ def run_order(
     order = resolve_order(settings.order)
     check_run(settings, order)
     tasks = load_tasks(order, settings, progress)
+    alone = single_rows(single, tasks) if single else None
     base = base_once(settings, progress)
     facts = {
         "base": {"model": settings.model, "fingerprint": base().fingerprint},
@@ -69,9 +72,7 @@ def run_order(
     if first_stage is not None:
         take_first_stage(run, first_stage, tasks[0].spec.name, settings, progress)
     adapters = train_stages(run, base, tasks, settings, progress)
-    return score_run(
-        run, base, tasks, adapters, settings, evaluation_of(settings), single, progress
-    )
+    return score_run(run, base, tasks, adapters, settings, evaluation_of(settings), alone, progress)
 
 
 def check_run(settings: RunSettings, order: Sequence[str]) -> None:
@@ -89,9 +90,16 @@ def train_stages(
     settings: RunSettings,
     progress: Progress = SILENCE,
 ) -> list[Adapter]:
-    """The adapters of all stages, trained now where they are not there yet."""
+    """The adapters of all stages, trained now where they are not there yet.
+
+    Raises:
+        SettingsError: a stage is gone on which later ones were trained, or the past holds other
+            updates than those of the stages.
+    """
     method = method_of(settings)
     names = stage_names(method, [task.spec.name for task in tasks])
+    if method.summed or method.carried:
+        run.finished(names)
     adapters: list[Adapter] = []
     for index, name in enumerate(names):
         adapter = run.adapter(index, name)
@@ -101,7 +109,7 @@ def train_stages(
                 name=name,
                 tasks=tasks if method.joint else [tasks[index]],
                 order_index=index,
-                past=read_past(run.past) if method.summed and adapters else None,
+                past=_past_of(run, adapters) if method.summed and adapters else None,
                 earlier=tuple(adapters),
                 replayed=_replayed(tasks[:index], settings) if method.replays else (),
             )
@@ -111,6 +119,17 @@ def train_stages(
         adapters.append(adapter)
     _bring_past_up(run, method, adapters, settings, progress)
     return adapters
+
+
+def _past_of(run: RunFolder, adapters: Sequence[Adapter]) -> Past:
+    past = read_past(run.past)
+    if [task.digest for task in past.tasks] == [adapter.digest for adapter in adapters]:
+        return past
+    raise SettingsError(
+        f"{run.past} holds {', '.join(task.name for task in past.tasks)}, which is not the sum of "
+        f"the {len(adapters)} stages before this one",
+        hint="delete it: the same command makes it anew from the stages, and goes on",
+    )
 
 
 def _replayed(tasks: Sequence[Task], settings: RunSettings) -> Sequence[Task]:

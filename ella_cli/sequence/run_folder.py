@@ -32,6 +32,27 @@ class RunFolder(RunPaths):
         folder = self.stage(index, name)
         return read_adapter(folder) if (folder / MANIFEST).is_file() else None
 
+    def finished(self, names: Sequence[str]) -> list[Adapter]:
+        """The adapters of the stages trained so far, in order.
+
+        Args:
+            names: of all stages.
+
+        Raises:
+            SettingsError: a stage is not there, but one that was trained after it is.
+        """
+        found = [self.adapter(index, name) for index, name in enumerate(names)]
+        count = found.index(None) if None in found else len(found)
+        later = next((one for one in found[count:] if one is not None), None)
+        if later is not None:
+            raise SettingsError(
+                f"{self.stage(count, names[count])} is not there, but {later.path.name}, which was "
+                "trained after it, is",
+                hint="put it back, or delete all later stages and wpast.safetensors; then the same "
+                "command trains them anew",
+            )
+        return [one for one in found[:count] if one is not None]
+
     def read(self) -> dict[str, Any]:
         """The record, with `settings`, `base` and `data_fingerprints`, empty where not told.
 

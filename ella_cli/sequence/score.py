@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ella_cli import files, processes
 from ella_cli.adapter import Adapter
 from ella_cli.config import EvaluateSettings, RunSettings
 from ella_cli.evaluate.grid import Cell, Stage, evaluate_grid
-from ella_cli.evaluate.results import results_document, single_rows
+from ella_cli.evaluate.results import results_document
 from ella_cli.model.base import Base
 from ella_cli.progress import Progress
 from ella_cli.run_paths import stage_name
@@ -40,10 +39,14 @@ def score_run(
     adapters: Sequence[Adapter],
     settings: RunSettings,
     evaluation: EvaluateSettings,
-    single: Path | None,
+    alone: Mapping[str, Sequence[float]] | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Scores every stage trained so far, cell by cell, and writes results.json."""
+    """Scores every stage trained so far, cell by cell, and writes results.json.
+
+    Args:
+        alone: what `single_rows` found, for plasticity FWT.
+    """
     method = method_of(settings)
     stages = [Stage("base"), *stages_of(method, adapters)]
     # A joint training has one stage, and that one has seen everything.
@@ -58,7 +61,7 @@ def score_run(
         tasks,
         rows,
         untouched,
-        single_rows(single) if single else None,
+        alone,
         _facts(settings, adapters, evaluation, base().fingerprint),
     )
     write_results(run, document)

@@ -103,7 +103,7 @@ def _claim(folder: Path, name: str) -> None:
     if not record.is_file():
         files.write_json(record, {"format": FORMAT, "study": name})
         return
-    theirs = files.read_json(record).get("study")
+    theirs = files.read_object(record).get("study")
     if theirs != name:
         raise SettingsError(
             f"{folder} holds the sweep {theirs}, whose settings differ from those of {name}",

@@ -136,6 +136,21 @@ def test_a_past_of_another_base_model(refused: Refused, here: Path, tiny_gpt2: P
     assert "made on a base with fingerprint" in said
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("single", "single does not stand on a sum of updates"),
+        ("seqlora", "name the last adapter with --earlier instead of --past"),
+        ("olora", "olora needs the earlier adapters themselves beside their sum"),
+    ],
+)
+def test_a_past_that_the_method_makes_nothing_of(
+    refused: Refused, here: Path, method: str, words: str
+) -> None:
+    train = ("train", *TASK, "--model", "./nowhere", "-o", "a2", "--method", method)
+    assert words in refused(*train, "--past", "past.safetensors")
+
+
 def test_an_adapter_of_another_rank_layout(refused: Refused, here: Path, tiny_llama: Path) -> None:
     train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "a2", "--method", "seqlora")
     said = refused(*train, "--earlier", "llama", "--lora-rank", 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import DataFields, EvaluateSettings, RunSettings
-from ella_cli.errors import AdapterError, PastError, SettingsError
+from ella_cli.errors import AdapterError, PastError, SettingsError, StorageError
+from ella_cli.inspect.run_stages import past_before
 from ella_cli.past import read_past
 from ella_cli.sequence import (
     RunFolder,
@@ -106,3 +108,59 @@ def test_the_past_of_a_run_protects_what_was_asked_for(tiny_llama: Path, tmp_pat
     run_order(settings, tmp_path / "run")
     kind = read_past(tmp_path / "run" / "wpast.safetensors").record.energy
     assert (kind.kind, kind.last, kind.decay) == ("abs", 1, 0.5)
+    # What a stage is compared with is what it was trained against.
+    before = past_before(tmp_path / "run/stages/02-demo-mood")
+    assert [task.name for task in before.tasks] == ["demo-topic"]
+    assert before.record.energy == kind
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = RunSettings(
+        order="demo-topic,demo-mood,demo-place", model=str(tiny_llama), dtype="float32",
+        max_steps=1, limit=8, limit_test=4, decode="rank", curvature_rows=0,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_order(settings, folder)
+    return folder
+
+
+def test_a_stage_that_is_gone_is_not_trained_on_what_came_after_it(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    settings = run.settings()
+    rows = json.loads(run.results.read_text())["matrix"]
+    shutil.rmtree(run.stage(1, "demo-mood"))
+    for again in (lambda: run_order(settings, run.path), lambda: evaluate_run(run.path, NOWHERE)):
+        with pytest.raises(SettingsError, match="02-demo-mood is not there, but 03-demo-place"):
+            again()
+    shutil.rmtree(run.stage(2, "demo-place"))
+    with pytest.raises(SettingsError, match="is not the sum of the 1 stages before this one"):
+        run_order(settings, run.path)
+    run.past.unlink()
+    assert run_order(settings, run.path)["matrix"] == rows
+
+
+def test_what_each_task_alone_scored_is_looked_at_before_anything_is_trained(
+    finished: Path, tmp_path: Path
+) -> None:
+    settings = RunFolder(finished).settings()
+    single = tmp_path / "single"
+    for content, error, words in (
+        (None, StorageError, "No such file"),
+        ([], StorageError, "holds list"),
+        ({"method": "ella"}, SettingsError, "is a run of ella, not of single"),
+        ({"method": "single", "row_scores": [1]}, StorageError, "has no sound row_scores"),
+        (
+            {"method": "single", "row_scores": {"demo-mood": {"demo-mood": [1.0]}}},
+            SettingsError,
+            "demo-mood was scored alone on 1 test rows, here on 4",
+        ),
+    ):
+        if content is not None:
+            single.mkdir(exist_ok=True)
+            (single / "results.json").write_text(json.dumps(content))
+        with pytest.raises(error, match=words):
+            run_order(settings, tmp_path / "run", single=single)
+    assert not (tmp_path / "run").exists()

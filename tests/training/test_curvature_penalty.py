@@ -95,3 +95,7 @@ def test_a_past_without_any_is_refused(model: nn.Module, folders: list[Path]) ->
     (folders[1] / "curvature.safetensors").unlink()
     with pytest.raises(PastError, match=r"no task of .* has a curvature"):
         CurvaturePenalty(model, Past.of([read_adapter(folders[1])]))
+    # The first task's does not count here, so the penalty would be 0 throughout.
+    newest = Past.of([read_adapter(folder) for folder in folders], last=1)
+    with pytest.raises(PastError, match=r"no task of .* that counts has a curvature"):
+        CurvaturePenalty(model, newest)
