@@ -46,7 +46,8 @@ def open_study(storage: str, name: str) -> Study:
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # It would log the traceback of a run that failed; what there is to say is ours.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     broken = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -83,10 +84,13 @@ def _study(storage: str, name: str) -> Study:
     )
 
 
-def fill_queue(study: Study, points: Sequence[Point], *, failed_too: bool = False) -> None:
+def fill_queue(
+    study: Study, points: Sequence[Point], folder: Path, *, failed_too: bool = False
+) -> None:
     """Puts every run into the queue that is neither there, nor running, nor done.
 
-    A run that failed for a reason of its own is not tried again, unless `failed_too`.
+    A run that failed for a reason of its own is not tried again, unless `failed_too`; nor is one
+    that a worker of this machine is still at, though it has long given no sign of life.
     """
     from optuna.trial import TrialState
 
@@ -97,7 +101,7 @@ def fill_queue(study: Study, points: Sequence[Point], *, failed_too: bool = Fals
         if trial.state in settled or (ERROR in trial.user_attrs and not failed_too)
     }
     for point in points:
-        if point.name not in known:
+        if point.name not in known and not is_busy(folder, point):
             study.enqueue_trial(_params(point), user_attrs={POINT: point.name})
 
 
@@ -162,9 +166,28 @@ def run_folder(folder: Path, point: Point) -> Path:
 
 def run_lock(folder: Path, point: Point) -> FileLock:
     """Held while the run is at work; the system lets go of it when the process ends."""
-    path = folder / "trials" / f".{point.name}.lock"
+    path = _lock_path(folder, point.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path)
+
+
+def _lock_path(folder: Path, name: str) -> Path:
+    return folder / "trials" / f".{name}.lock"
+
+
+def is_busy(folder: Path, point: Point) -> bool:
+    """Whether a process of this machine is at the run."""
+    try:
+        with run_lock(folder, point).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def is_finished(trial: Trial) -> bool:
+    """Whether it has ended for the study: of one under way, that it was taken away."""
+    trials = trial.study.get_trials(deepcopy=False)
+    return bool(trials[trial.number].state.is_finished())
 
 
 def _params(point: Point) -> dict[str, Any]:
@@ -190,7 +213,7 @@ def _is_dead(trial: FrozenTrial, folder: Path) -> bool:
     here = (socket.gethostname(), str(folder.resolve()))
     if (trial.user_attrs[HOST], trial.user_attrs.get(FOLDER)) != here:
         return False
-    lock = FileLock(folder / "trials" / f".{trial.user_attrs[POINT]}.lock")
+    lock = FileLock(_lock_path(folder, trial.user_attrs[POINT]))
     try:
         with lock.acquire(timeout=0):
             return True

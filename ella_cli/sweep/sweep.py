@@ -87,7 +87,7 @@ def run_sweep(
     url = storage or f"sqlite:///{(folder / 'study.db').resolve()}"
     study = open_study(url, name)
     release_dead(study, folder)
-    fill_queue(study, points, failed_too=True)
+    fill_queue(study, points, folder, failed_too=True)
     job = Job(base, tuple(points), folder, url, name, command)
     if processes == 1:
         work(job, progress)

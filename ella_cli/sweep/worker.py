@@ -12,25 +12,28 @@ from ella_cli.config import RunSettings
 from ella_cli.errors import EllaError
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.report.results import read_stages
+from ella_cli.sweep.outcome import FIGURES
 from ella_cli.sweep.points import Point
 from ella_cli.sweep.study import (
     ERROR,
     RESULT,
     fill_queue,
+    is_finished,
     open_study,
     release_dead,
     run_folder,
+    settled,
     take,
     trials_of,
 )
 
 if TYPE_CHECKING:
-    from optuna import Trial
+    from optuna import Study, Trial
 
 # Seconds between looks at the runs of others, which may yet be left behind.
 _PATIENCE = 2.0
 # What the study keeps of a run's results, so that every machine can sum up.
-_KEPT = ("oa", "bwt", "forgetting", "learned", "fwt_zero_shot", "base_model")
+_KEPT = (*FIGURES, "base_model")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Job:
 
 
 def work(job: Job, progress: Progress = SILENCE) -> None:
-    """Runs what is waiting; returns when every run is done, failed, or cannot be gone on with."""
+    """Runs what is waiting; returns when every run is done or failed."""
     if job.threads is not None:
         import torch
 
@@ -55,14 +58,34 @@ def work(job: Job, progress: Progress = SILENCE) -> None:
     study = open_study(job.storage, job.study)
     while True:
         release_dead(study, job.folder)
-        fill_queue(study, job.points)
+        fill_queue(study, job.points, job.folder)
         if trials_of(study, job.points, "WAITING"):
-            study.optimize(lambda trial: _run(trial, job, progress), n_trials=1, catch=(EllaError,))
-        elif trials_of(study, job.points, "RUNNING"):
-            # Should its worker die, its run is ours to go on with.
+            _next(study, job, progress)
+        elif len(settled(study, job.points)) < len(job.points):
+            # Others are at them; should a worker die, its run is ours to go on with.
             time.sleep(_PATIENCE)
         else:
             return
+
+
+def _next(study: Study, job: Job, progress: Progress) -> None:
+    """One trial; what becomes of it is in the study."""
+    taken_away = False
+
+    def objective(trial: Trial) -> float:
+        nonlocal taken_away
+        try:
+            return _run(trial, job, progress)
+        finally:
+            taken_away = is_finished(trial)
+
+    try:
+        study.optimize(objective, n_trials=1, catch=(EllaError,))
+    except ValueError:
+        # This process slept so long that others took it for dead: its trial takes no more words.
+        # What it has done lies in the run's folder, where the run's next trial finds it.
+        if not taken_away:
+            raise
 
 
 def _run(trial: Trial, job: Job, progress: Progress) -> float:
@@ -75,7 +98,7 @@ def _run(trial: Trial, job: Job, progress: Progress) -> float:
     if taken is None:
         raise TrialPruned("another trial has this run")
     point, lock = taken
-    with lock:
+    try:
         progress.note(f"λ = {point.lam}, seed {point.seed}")
         trial.set_user_attr("process", os.getpid())
         try:
@@ -86,6 +109,8 @@ def _run(trial: Trial, job: Job, progress: Progress) -> float:
                 command=job.command,
                 progress=progress,
             )
+            if is_finished(trial):
+                raise TrialPruned("it was taken away meanwhile")
         except EllaError as error:
             # Its own fault, as a λ so large that the loss overflows: no reason to stop the others.
             trial.set_user_attr(ERROR, error.message)
@@ -94,6 +119,8 @@ def _run(trial: Trial, job: Job, progress: Progress) -> float:
         # A rule gives each task a λ of its own.
         stages = read_stages(run_folder(job.folder, point))
         trial.set_user_attr(RESULT, kept | {"lambdas": [stage.lam for stage in stages]})
+    finally:
+        lock.release()
     return _score(results)
 
 

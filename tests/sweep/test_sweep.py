@@ -190,7 +190,7 @@ def test_a_dead_worker_is_known_by_its_lock_and_a_live_one_left_alone(
     settings = small()
     points = points_of("0", 1, settings)
     study = open_study(f"sqlite:///{tmp_path / 'study.db'}", "s")
-    fill_queue(study, points)
+    fill_queue(study, points, tmp_path)
     taken = take(study.ask(), points, tmp_path)
     assert taken is not None
     release_dead(study, tmp_path)
@@ -207,6 +207,37 @@ def test_a_dead_worker_is_known_by_its_lock_and_a_live_one_left_alone(
     assert len(trials_of(study, points, "RUNNING")) == 1
     release_dead(study, tmp_path)
     assert [t.number for t in trials_of(study, points, "FAIL")] == [0]
+
+
+def test_a_worker_that_slept_and_was_taken_for_dead_ends_its_run(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optuna.trial import TrialState
+
+    from ella_cli import sequence
+
+    settings = small()
+    points = points_of("0", 1, settings)
+    storage, folder = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "s"
+    real, queued = sequence.run_order, []
+
+    def asleep(*args: Any, **options: Any) -> dict[str, Any]:
+        results = real(*args, **options)
+        monkeypatch.setattr(sequence, "run_order", real)
+        # What another worker does after the grace period.
+        study = open_study(storage, sweep_name(settings))
+        study.tell(trials_of(study, points, "RUNNING")[0].number, state=TrialState.FAIL)
+        fill_queue(study, points, folder)
+        queued.append(len(trials_of(study, points, "WAITING")))
+        return results
+
+    monkeypatch.setattr(sequence, "run_order", asleep)
+    done = run_sweep(settings, points, folder, storage=storage)
+    assert len(done.json["runs"]) == 1
+    # While the sleeper holds the run, nobody queues it again.
+    assert queued == [0]
+    study = open_study(storage, sweep_name(settings))
+    assert [len(trials_of(study, points, state)) for state in ("FAIL", "COMPLETE")] == [1, 1]
 
 
 def test_what_would_choose_on_test_rows_or_mix_sweeps_is_refused(
