@@ -67,7 +67,7 @@ def our_answers(
     settings = EvaluateSettings(model=model, dtype="float32", device="cpu")
     stage = Stage("last", tuple(adapters))
     base = load_base(model, dtype="float32", device="cpu")
-    (row,) = evaluate_grid(lambda: base, base.fingerprint, [stage], tasks, settings, folder)
+    (row,) = evaluate_grid(base, [stage], tasks, settings, folder)
     return [cell.predictions for cell in row if cell is not None]
 
 

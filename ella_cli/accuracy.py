@@ -169,53 +169,6 @@ class AccuracyMatrix:
         return max(score for row in self.matrix[:-1] if (score := row[task]) is not None)
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with the bounds of its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap_interval(
-    rows: Sequence[Sequence[float]],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap over test rows, of the plain mean over tasks of each task's mean.
-
-    Rows are drawn anew within each task, so a small test set adds its full uncertainty. The spread
-    over seeds is not in it.
-
-    Args:
-        rows: per task, the scores of its test rows; for one task, a list of one list.
-        confidence: share of resampled means between the bounds, in (0, 1).
-        resamples: how many.
-        seed: of the draws; the same arguments give the same interval.
-
-    Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
-    """
-    import numpy as np
-
-    assert rows, "no tasks"
-    assert all(len(task) > 0 for task in rows), "a task without rows"
-    generator = np.random.default_rng(seed)
-    means = np.zeros(resamples)  # (resamples,)
-    for task in rows:
-        scores = np.asarray(task, dtype=np.float64)  # (test rows,)
-        # One resample at a time keeps memory at one test set, whatever its size.
-        means += [
-            scores[generator.integers(len(scores), size=len(scores))].mean()
-            for _ in range(resamples)
-        ]
-    means /= len(rows)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(fmean(fmean(task) for task in rows), float(low), float(high))
-
-
 def _mean(scores: Sequence[Score]) -> Score:
     known = [score for score in scores if score is not None]
     return fmean(known) if known and len(known) == len(scores) else None

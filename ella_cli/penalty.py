@@ -73,12 +73,6 @@ class Penalty(ABC):
         total, _ = self._plan(self._bs, self._as)
         return total * self._count
 
-    def values(self) -> dict[str, float]:
-        """The penalty of each module of this share, by name."""
-        with torch.no_grad():
-            _, values = self._plan(self._bs, self._as)
-        return dict(zip(self.names, values.tolist(), strict=True))
-
 
 class EllaPenalty(Penalty):
     """Σ ‖ΔW ⊙ E‖²_F with the energy E per coordinate, as the past has it; as `Penalty`.

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from ella_cli.accuracy import AccuracyMatrix, Interval, bootstrap_interval
+from ella_cli.accuracy import AccuracyMatrix
 from ella_cli.errors import StorageError
 
 scores = st.floats(0, 1)
@@ -156,35 +156,3 @@ def test_results_that_are_none_say_why(document: dict[str, Any], words: str) -> 
         AccuracyMatrix.from_json(document)
     assert words in caught.value.message
     assert caught.value.hint
-
-
-def test_an_interval_is_as_wide_as_the_binomial_one() -> None:
-    # 400 rows, half right: standard error sqrt(1/4 / 400) = 0.025, so 0.5 ± 0.049.
-    found = bootstrap_interval([[0.0, 1.0] * 200])
-    assert found.mean == 0.5
-    assert found.low == pytest.approx(0.451, abs=0.006)
-    assert found.high == pytest.approx(0.549, abs=0.006)
-
-
-def test_two_tasks_of_equal_size_narrow_it_by_the_root_of_two() -> None:
-    one = bootstrap_interval([[0.0, 1.0] * 100])
-    two = bootstrap_interval([[0.0, 1.0] * 100] * 2)
-    assert (two.high - two.low) / (one.high - one.low) == pytest.approx(2**-0.5, abs=0.06)
-
-
-def test_the_mean_is_over_tasks_not_over_rows() -> None:
-    assert bootstrap_interval([[1.0] * 90, [0.0] * 10], resamples=50) == Interval(0.5, 0.5, 0.5)
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    st.lists(st.lists(scores, min_size=1, max_size=5), min_size=1, max_size=3), st.integers(0, 9)
-)
-def test_an_interval_lies_among_the_scores_and_depends_on_its_seed_only(
-    rows: list[list[float]], seed: int
-) -> None:
-    found = bootstrap_interval(rows, resamples=40, seed=seed)
-    assert found == bootstrap_interval(rows, resamples=40, seed=seed)
-    least = sum(min(task) for task in rows) / len(rows)
-    most = sum(max(task) for task in rows) / len(rows)
-    assert least - 1e-12 <= found.low <= found.high <= most + 1e-12

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -18,7 +17,8 @@ from torch import Tensor
 from ella_cli.adapter.lora_config import LoraSettings
 from ella_cli.adapter.tensor_file import FLOATS, TensorFile, bytes_of, dtype_name
 from ella_cli.adapter.tensor_header import Entry
-from ella_cli.errors import AdapterError
+from ella_cli.errors import AdapterError, StorageError
+from ella_cli.files import read_json
 from ella_cli.manifest import read_manifest
 
 _KEY = re.compile(
@@ -179,10 +179,10 @@ def _adapter_json(file: Path, folder: Path) -> Any:
         what = "does not exist" if not folder.exists() else f"has no {file.name}"
         raise AdapterError(f"{folder} {what}", hint="give the folder that peft saved")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return read_json(file)
+    except StorageError as error:
         raise AdapterError(
-            f"{file} is not JSON", hint="it was changed by hand or cut; save the adapter again"
+            error.message, hint="it was changed by hand or cut; save the adapter again"
         ) from error
 
 

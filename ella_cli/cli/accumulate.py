@@ -82,19 +82,24 @@ def accumulate(
     from ella_cli.past import accumulate as change_past
     from ella_cli.past import compact as compact_past
     from ella_cli.past import compactable, read_past
+    from ella_cli.past.record import EnergyKind
 
     output = Output(as_json, quiet, verbose)
     if compact:
         # Before anything is changed: all of it is done, or nothing.
-        apart = energy in ("abs", "rss") or last is not None or decay is not None
+        kind = EnergyKind()
+        if past.is_file():
+            existing = read_past(past)
+            compactable(existing)
+            kind = existing.record.energy
+        wished = EnergyKind(energy or kind.kind, last or kind.last, decay or kind.decay)
+        apart = not wished.is_plain
         if apart or store == "dense" or shrink is not None:
             raise SettingsError(
                 "--compact makes one of all tasks' factors, and "
                 + ("this energy needs them apart" if apart else "a dense past has none"),
                 hint="leave one of the two out",
             )
-        if past.is_file():
-            compactable(read_past(past))
     done: Accumulated | None = None
     wishes = (adapters, drop, replace, energy, last, decay, shrink, taken_from)
     if not compact or store != "auto" or any(wish is not None for wish in wishes):

@@ -62,8 +62,7 @@ class Cell:
 
 
 def evaluate_grid(
-    load: Callable[[], Base],
-    fingerprint: str | None,
+    base: Base,
     stages: Sequence[Stage],
     tasks: Sequence[Task],
     settings: EvaluateSettings,
@@ -74,17 +73,14 @@ def evaluate_grid(
     """Scores of each stage (outer) on each task (inner); None where a stage is not scored.
 
     Args:
-        load: gives the base model; called only if a cell is missing.
-        fingerprint: the base's, if known without loading it.
+        base: the base model, on which each stage's updates are folded in turn.
         folder: holds `STAGE/TASK.json`; cells there are used again if model, adapters, rows and
             decoding are the same.
 
     Raises:
         StorageError: a cell cannot be read or written.
     """
-    if fingerprint is None:
-        fingerprint = load().fingerprint
-    keys = [[_key(fingerprint, stage, task, settings) for task in tasks] for stage in stages]
+    keys = [[_key(base.fingerprint, stage, task, settings) for task in tasks] for stage in stages]
     # What is there is shown, asked for or not.
     grid = [
         [_finished(_path(folder, stage, task), key) for task, key in zip(tasks, own, strict=True)]
@@ -103,7 +99,6 @@ def evaluate_grid(
     for stage, own, row, cells in zip(stages, keys, grid, missing, strict=True):
         if not cells:
             continue
-        base = load()
         with Fold(base.model) as fold:
             fold.set(_names(stage), partial(_delta, stage))
             for i in cells:

@@ -168,12 +168,7 @@ def bounds_of(
         )
     names = common_modules(adapter, past)
     if reference is not None:
-        missing = [name for name in names if name not in set(reference.names)]
-        if missing:
-            raise ShapeError(
-                f"{reference.path} does not adapt {missing[0]}, {adapter.path} does",
-                hint="the reference is the same task trained with λ = 0 from the same start",
-            )
+        check_reference(adapter, names, reference)
     totals = []
     modules: list[Bound] = []
     for lam in lams:
@@ -194,10 +189,28 @@ def bounds_of(
     )
 
 
+def check_reference(adapter: Adapter, names: Sequence[str], reference: Adapter) -> None:
+    """
+    Raises:
+        ShapeError: the reference lacks one of the modules, or adapts it in another shape.
+    """
+    for name in names:
+        found = reference.shape(name) if name in reference.sources else None
+        if found != adapter.shape(name):
+            has = "does not adapt it" if found is None else f"has {found}"
+            raise ShapeError(
+                f"{adapter.path} has {adapter.shape(name)} at {name}, {reference.path} {has}",
+                hint="the reference is the same task trained with λ = 0 from the same start",
+            )
+
+
 def trained_lambda(adapter: Adapter) -> tuple[float, ...]:
-    """The λ that the adapter was trained with, if that is known and not 0."""
-    lam = (adapter.manifest or {}).get("lambda")
-    return (float(lam),) if isinstance(lam, int | float) and lam > 0 else ()
+    """The λ of coordinates that the adapter was trained with, if that is known and not 0."""
+    manifest = adapter.manifest or {}
+    lam = manifest.get("lambda")
+    if manifest.get("energy") == "curvature" or not isinstance(lam, int | float) or lam <= 0:
+        return ()
+    return (float(lam),)
 
 
 def _sums_of(

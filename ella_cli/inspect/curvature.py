@@ -17,7 +17,7 @@ from torch import Tensor
 from ella_cli.adapter import Adapter, Update
 from ella_cli.adapter.curvature import Curvature, read_curvature
 from ella_cli.inspect.singular import effective_rank
-from ella_cli.kernels import Kronecker
+from ella_cli.kernels import Kronecker, plan_curvature
 from ella_cli.past import Past
 
 
@@ -173,36 +173,20 @@ def costs(updates: Mapping[str, Update], terms: Mapping[str, Kronecker]) -> dict
         terms: the task's, by module.
     """
     common = [name for name in updates if name in terms]
-    moves = {name: _moves(updates[name], terms[name]) for name in common}
-    most = max((len(move) for move in moves.values()), default=0)
-    together = torch.zeros(most, dtype=torch.float64)
-    for move in moves.values():
-        together[: len(move)] += move
-    return {
-        name: _block(updates[name], terms[name])
-        + 0.5 * float(moves[name] @ together[: len(moves[name])])
-        for name in common
-    }
-
-
-def _block(update: Update, term: Kronecker) -> float:
-    """½ tr(ΔWᵀ G ΔW C)."""
-    b, a = update.b.double(), update.a.double()
-    ub, av = term.u.double().T @ b, a @ term.v.double()
-    s = ub.T @ ub + term.u_floor * b.T @ b  # (R, R)
-    h = av @ av.T + term.v_floor * a @ a.T
-    return 0.5 * update.scale**2 * float((s * h).sum())
-
-
-def _moves(update: Update, term: Kronecker) -> Tensor:
-    """How far the update moves along the task's directions, (D,)."""
-    if term.directions is None:
-        return torch.zeros(0, dtype=torch.float64)
-    directions = term.directions.double()
-    _, rows, columns = directions.shape
-    ub = term.u[:, :rows].double().T @ update.b.double()
-    av = update.a.double() @ term.v[:, :columns].double()
-    return update.scale * torch.einsum("dkl,kr,rl->d", directions, ub, av)
+    if not common:
+        return {}
+    plan = plan_curvature(
+        [[terms[name]] for name in common],
+        [terms[name].shape for name in common],
+        [updates[name].scale for name in common],
+        names=common,
+    )
+    with torch.no_grad():
+        bs, as_ = zip(
+            *((updates[n].b.double(), updates[n].a.double()) for n in common), strict=True
+        )
+        _, values = plan(bs, as_)
+    return dict(zip(common, values.tolist(), strict=True))
 
 
 def _parts(update: Adapter, curvature: Curvature) -> list[ModuleRise]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ella_cli.adapter import Adapter
 from ella_cli.errors import SettingsError
-from ella_cli.inspect.bound import Bound, Sums, bound_of, module_sums
+from ella_cli.inspect.bound import Bound, Sums, bound_of, check_reference, module_sums
 from ella_cli.inspect.curvature import predicted_rise
 from ella_cli.inspect.overlap import Overlap, between, together
 from ella_cli.inspect.products import as_factors, total
@@ -76,6 +76,7 @@ def forgetting_of(runs: Sequence[Path], reference: Path | None = None) -> Forget
 
     Raises:
         SettingsError: no transition to look at, or the reference is of another order.
+        ShapeError: the reference adapts other modules.
         StorageError, AdapterError: a run cannot be read.
     """
     stages = [read_run_stages(run) for run in runs]
@@ -86,6 +87,11 @@ def forgetting_of(runs: Sequence[Path], reference: Path | None = None) -> Forget
                 hint="name runs of ella, inclora or another method that sums its updates",
             )
     other = None if reference is None else read_run_stages(reference)
+    if other is not None and not other.is_summed:
+        raise SettingsError(
+            f"{other.path} is a run of {other.method}, which starts no task from its past",
+            hint="the reference is a run of inclora, or of ella with λ = 0",
+        )
     for run in stages:
         if other is not None and other.order != run.order:
             raise SettingsError(
@@ -123,6 +129,8 @@ def _transition(
     # The bound is about coordinates; a curvature's λ says nothing about it.
     bound_lam = float(lam) if lam and energy != "curvature" else None
     ideal = reference.adapters[t] if reference is not None else None
+    if ideal is not None:
+        check_reference(update, update.names, ideal)
     parts: list[Overlap] = []
     by_task: list[list[Overlap]] = [[] for _ in earlier]
     sums = Sums()

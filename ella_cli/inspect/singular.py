@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ella_cli.inspect.tiles import row_blocks
 from ella_cli.kernels import Factors
+from ella_cli.past.compaction import singular
 
 Method = Literal["factors", "range finder", "dense"]
 
@@ -69,10 +70,8 @@ def stable_rank(values: Tensor) -> float:
 
 
 def _of_factors(past: Factors) -> Svd:
-    left_basis, left_triangle = torch.linalg.qr(past.p.double())
-    right_basis, right_triangle = torch.linalg.qr(past.q.double().T)
-    left, values, right = torch.linalg.svd(left_triangle @ right_triangle.T, full_matrices=False)
-    return _trimmed(left_basis @ left, values, right @ right_basis.T, "factors", 0.0)
+    left, values, right = singular(past)
+    return _trimmed(left, values, right.T, "factors", 0.0)
 
 
 def _by_range(past: Tensor, rank: int) -> Svd:

@@ -71,7 +71,7 @@ def compact(path: Path, *, tolerance: float = 1e-4) -> Compacted:
         return Compacted(
             read_past(path),
             tuple(
-                CompactedModule(name, _rank(store, name), factors.rank, dropped)
+                CompactedModule(name, store.rank(name), factors.rank, dropped)
                 for name, factors, dropped in found
             ),
             before,
@@ -135,10 +135,6 @@ def compactable(past: Past) -> FactoredStore:
             hint="only --energy sum without --last and --decay can be compacted",
         )
     return past.contents
-
-
-def _rank(store: FactoredStore, name: str) -> int:
-    return sum(block.sources[name].rank for block in store.blocks if name in block.sources)
 
 
 def _write(past: Past, modules: dict[str, Factors], path: Path) -> None:

@@ -91,7 +91,9 @@ class Draft:
     def change(self) -> Change:
         origin = None if self.old is None else self.old.contents
         held = {task.digest for task in self.tasks}
-        curvatures = [one for digest, one in self._curvatures.items() if digest in held]
+        # As the tasks come; one may have been replaced, or measured late.
+        digests = dict.fromkeys(task.digest for task in self.tasks)
+        curvatures = [self._curvatures[one] for one in digests if one in self._curvatures]
         self._note_unmeasured(held)
         self._note_estimates(curvatures)
         return Change(
@@ -157,7 +159,8 @@ class Draft:
             )
         if slot.part is not None:
             return
-        if task.shrink is not None or self.energy.decay is not None:
+        decays = self.energy.decay is not None and not self.energy.is_plain
+        if task.shrink is not None or decays:
             why = "was shrunk by its past" if task.shrink is not None else "has decayed"
             raise PastError(
                 f"{task.name} {why}; a dense store cannot tell what to take out",

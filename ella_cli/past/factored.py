@@ -60,6 +60,10 @@ class FactoredStore:
     def layer(self, name: str) -> Layer:
         return self._sources[name].layer
 
+    def rank(self, name: str) -> int:
+        """What the ranks of a module's updates add up to."""
+        return sum(block.sources[name].rank for block in self.blocks if name in block.sources)
+
     def operand(self, name: str) -> Tensor | Factors:
         """What the penalty is computed from: factors, or E (M, N) f32 where that has none."""
         weights = self._weights()

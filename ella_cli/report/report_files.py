@@ -81,14 +81,14 @@ def make_report(folders: Sequence[Path], *, past: bool = True) -> Report:
     )
 
 
-def write_html(folders: Sequence[Path], out: Path, *, command: str = "") -> Report:
+def write_html(folders: Sequence[Path], out: Path) -> Report:
     """Writes the page and gives what it shows.
 
     Raises:
         StorageError: a run cannot be read, or `out` cannot be written.
     """
     report = make_report(folders)
-    html.write(report.document, out, footer=html.made_by(command))
+    html.write(report.document, out)
     return report
 
 

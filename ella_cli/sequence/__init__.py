@@ -1,6 +1,6 @@
 """A whole order of tasks: train → accumulate → evaluate, resumable at every finished step.
 
-run_folder.py  what lies where in a run's folder, and which run a folder belongs to
+run_folder.py  which run a folder belongs to, and what of it is finished
 first_stage.py the first stage, which no past touches, from another run
 loading.py     tasks, the base model once, an adapter's ground
 run.py         the steps, each skipped if its result is there

@@ -106,7 +106,7 @@ def evaluate_adapters(
     ]
     run = RunFolder(folder)
     chosen = choose([Stage("base"), *stages], len(tasks), evaluation)
-    grid = evaluate_grid(base, None, chosen, tasks, evaluation, run.scores, progress=progress)
+    grid = evaluate_grid(base(), chosen, tasks, evaluation, run.scores, progress=progress)
     rows = [*grid[1:], *empty_rows(len(tasks) - len(stages), len(tasks))]
     facts = {"method": "adapters", "adapters": [str(adapter.path) for adapter in adapters]}
     facts |= evaluation_facts(evaluation, base().fingerprint)
@@ -150,7 +150,7 @@ def evaluate_past(
     run = RunFolder(folder)
     # The untouched base is scored where FWT asks for it, which a last row alone does not.
     stages = [Stage("past", past=past)]
-    grid = evaluate_grid(base, None, stages, tasks, evaluation, run.scores, progress=progress)
+    grid = evaluate_grid(base(), stages, tasks, evaluation, run.scores, progress=progress)
     rows = [*empty_rows(len(tasks) - 1, len(tasks)), *grid]
     facts = {"method": "past", "past": {"file": str(file), "digest": past.digest, "tasks": held}}
     facts |= evaluation_facts(evaluation, base().fingerprint)

@@ -51,7 +51,7 @@ def score_run(
     stages = [Stage("base"), *stages_of(method, adapters)]
     # A joint training has one stage, and that one has seen everything.
     chosen = stages if method.joint else choose(stages, len(tasks), evaluation)
-    grid = evaluate_grid(base, None, chosen, tasks, evaluation, run.scores, progress=progress)
+    grid = evaluate_grid(base(), chosen, tasks, evaluation, run.scores, progress=progress)
     untouched, rows = grid[0], grid[1:]
     if method.joint:
         # Its one stage is the last row: all tasks have been seen.

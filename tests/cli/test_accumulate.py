@@ -70,6 +70,9 @@ def test_compaction_goes_with_any_other_wish(
     assert (tmp_path / "w").read_bytes() == before
     ella("accumulate", "--past", "w", "--compact", "--energy", "curvature")
     assert read_past(tmp_path / "w").energy == "curvature"
+    # Curvature has weights of its own; the sum of the updates is the plain one.
+    ella("accumulate", "--past", "w", "--compact", "--last", "1")
+    assert read_past(tmp_path / "w").record.energy.last == 1
 
 
 def test_what_cannot_be_compacted_gets_no_task_more(

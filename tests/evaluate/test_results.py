@@ -38,7 +38,7 @@ def test_rows_of_single_travel_with_the_results(tasks: list[Task], tmp_path: Pat
     )
     (tmp_path / "single").mkdir()
     files.write_json(tmp_path / "single" / "results.json", alone)
-    rows = single_rows(tmp_path / "single")
+    rows = single_rows(tmp_path / "single", tasks)
     assert rows == {"demo-topic": [1, 1, 1, 1], "demo-mood": [1, 1, 0, 0]}
 
     document = results_document(tasks, _rows(), None, rows, {"method": "ella", "lambda": 1.0})
@@ -53,9 +53,12 @@ def test_rows_of_single_travel_with_the_results(tasks: list[Task], tmp_path: Pat
     assert interval.low < interval.high
 
 
-def test_other_test_rows_are_refused(tasks: list[Task]) -> None:
+def test_other_test_rows_are_refused(tasks: list[Task], tmp_path: Path) -> None:
+    alone = [[_cell(1, 1, 1, 1), None], [None, _cell(1, 1, 0)]]
+    document = results_document(tasks, alone, None, None, {"method": "single"})
+    files.write_json(tmp_path / "results.json", document)
     with pytest.raises(SettingsError, match="demo-mood was scored alone on 3 test rows, here on 4"):
-        results_document(tasks, _rows(), None, {"demo-mood": [1, 0, 1]}, {})
+        single_rows(tmp_path, tasks)
 
 
 def test_only_a_run_of_single_is_taken(tasks: list[Task], tmp_path: Path) -> None:
@@ -63,4 +66,4 @@ def test_only_a_run_of_single_is_taken(tasks: list[Task], tmp_path: Path) -> Non
         tmp_path / "results.json", results_document(tasks, _rows(), None, None, {"method": "ella"})
     )
     with pytest.raises(SettingsError, match="not of single"):
-        single_rows(tmp_path)
+        single_rows(tmp_path, tasks)

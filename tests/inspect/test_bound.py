@@ -109,3 +109,8 @@ def test_a_reference_that_lacks_a_module_is_refused(
     ideal = write_adapter("ideal", factors=random_factors(8, first))
     with pytest.raises(ShapeError, match="does not adapt"):
         bounds_of(read_adapter(write_adapter("kept", 7)), factored, [1.0], read_adapter(ideal))
+    # Nor may it be of another shape.
+    wider = random_factors(8, {name: (m, n + 1) for name, (m, n) in MODULES.items()})
+    other = read_adapter(write_adapter("wider", factors=wider))
+    with pytest.raises(ShapeError, match=r"kept has \(\d+, \d+\) at .*wider has \("):
+        bounds_of(read_adapter(write_adapter("kept", 7)), factored, [1.0], other)

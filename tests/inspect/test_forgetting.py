@@ -82,6 +82,12 @@ def test_stages_that_are_not_terms_of_a_sum_are_refused(write_run: WriteRun) -> 
         forgetting_of([write_run("s", MATRIX, method="seqlora", lam=0.0)])
 
 
+def test_a_reference_that_starts_from_no_past_is_refused(write_run: WriteRun) -> None:
+    run = write_run("a", MATRIX)
+    with pytest.raises(SettingsError, match="is a run of seqlora, which starts no task from"):
+        forgetting_of([run], write_run("s", MATRIX, method="seqlora", lam=0.0))
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"no run\.json"):
         forgetting_of([tmp_path])

@@ -64,7 +64,7 @@ def printed(*shown: object, width: int = 100) -> str:
 
 def test_the_page_stands_alone_and_is_well_formed(write_run: WriteRun, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    write_html([write_run()], out, command="ella report o1")
+    write_html([write_run()], out)
     text = out.read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
@@ -81,7 +81,7 @@ def test_the_page_stands_alone_and_is_well_formed(write_run: WriteRun, tmp_path:
 
 def test_every_score_and_the_command_are_on_the_page(write_run: WriteRun, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    write_html([write_run()], out, command="ella report 'my run'")
+    make_report([write_run()]).write(out, command="ella report 'my run'")
     text = out.read_text(encoding="utf-8")
     for row in MATRIX:
         for score in row:

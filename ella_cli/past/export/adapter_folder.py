@@ -83,7 +83,7 @@ def _check(past: Past, max_rank: int | None) -> None:
 def _rank(past: Past, name: str, max_rank: int | None) -> int:
     store = past.contents
     if isinstance(store, FactoredStore):
-        rank = sum(b.sources[name].rank for b in store.blocks if name in b.sources)
+        rank = store.rank(name)
         if max_rank is None or rank <= max_rank:
             return rank
     assert max_rank is not None
