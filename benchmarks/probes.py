@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.curvature import steps_of
 from ella_cli.adapter import read_adapter
-from ella_cli.adapter.curvature import read_curvature
+from ella_cli.adapter.curvature_file import read_curvature
 from ella_cli.config import MeasureSettings, RunSettings
 from ella_cli.files import read_json, write_json
 from ella_cli.inspect.curvature import costs

@@ -23,7 +23,7 @@ from torch import nn
 
 from benchmarks.past import write_adapter
 from ella_cli.adapter import read_adapter
-from ella_cli.adapter.curvature import write_curvature
+from ella_cli.adapter.curvature_file import write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.config import TrainSettings
 from ella_cli.curvature import COLUMNS, DIRECTIONS

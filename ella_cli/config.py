@@ -46,6 +46,8 @@ Lambda = Annotated[
 RHO_OF_CURVATURE = 10.0
 RHO_OF_COORDINATES = 3.0
 MethodName = Literal["ella", "inclora", "seqlora", "olora", "replay", "single", "joint"]
+# Each task gets an adapter of its own, and the model is the base plus all of them.
+SUMMED_METHODS = frozenset({"ella", "inclora", "olora", "replay"})
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 

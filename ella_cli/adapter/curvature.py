@@ -14,32 +14,24 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ella_cli.adapter.adapter import Adapter, layers_in_order
+from ella_cli.adapter.adapter import layers_in_order
 from ella_cli.adapter.curvature_record import (
     DIRECTIONS_VERSION,
-    METADATA_KEY,
-    PLAIN_VERSION,
-    RECORD,
     CurvatureRecord,
+    check_known,
     factors_digest,
-    read_record,
 )
-from ella_cli.adapter.tensor_file import FLOATS, TensorFile, bytes_of, dtype_name
+from ella_cli.adapter.tensor_file import FLOATS, TensorFile, bytes_of
 from ella_cli.adapter.tensor_header import Entry
-from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import AdapterError, EllaError
-from ella_cli.files import replacing
 from ella_cli.kernels import Kronecker
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CURVATURE = "curvature.safetensors"
-
-_LETTERS = "UVR"
+LETTERS = "UVR"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +57,12 @@ class Curvature:
         """How many there are, the same of every module that has any."""
         counts = [self.file.entries[r].shape[0] for _, _, *rs in self.keys.values() for r in rs]
         return max(counts, default=0)
+
+    @property
+    def basis(self) -> int:
+        """Columns of a factor that its directions are kept in, where they are the most."""
+        bases = [self.entry(r).shape[1:] for _, _, *rs in self.keys.values() for r in rs]
+        return max(map(max, bases), default=0)
 
     @property
     def nbytes(self) -> int:
@@ -122,13 +120,13 @@ class Curvature:
         return self.file.entries[u].shape[0], self.file.entries[v].shape[0]
 
     def kronecker(self, name: str, task: int = 0) -> Kronecker:
-        """One module's factors and directions, f32; a module that was not measured has none.
+        """The factors and directions of one of its modules, f32.
 
         Args:
             task: tells the directions of several tasks apart.
 
         Raises:
-            EllaError: the file's factors are not what its digest says.
+            AdapterError: the file's factors are not what its digest says.
         """
         _ = self.verified
         u, v, *r = (self.factor(key).float() for key in self.keys[name])
@@ -155,76 +153,6 @@ class Curvature:
         return True
 
 
-def write_curvature(
-    folder: Path, modules: Mapping[str, Kronecker], record: CurvatureRecord
-) -> CurvatureRecord:
-    """Writes `curvature.safetensors` into an adapter's folder, whole or not at all; bf16.
-
-    Returns:
-        The record with its digest.
-
-    Raises:
-        StorageError: the folder cannot be written, or the disk is full.
-    """
-    import torch
-
-    tensors = {}
-    for name in sorted(modules, key=layers_in_order):
-        one = modules[name]
-        for letter, part in zip(_LETTERS, (one.u, one.v, one.directions), strict=True):
-            if part is not None:
-                tensors[f"{name}.{letter}"] = part.to(torch.bfloat16).contiguous()
-    floors = {name: (one.u_floor, one.v_floor) for name, one in modules.items()}
-    layout = {key: Entry(dtype_name(t), tuple(t.shape)) for key, t in tensors.items()}
-    sums = [(key, hashlib.sha256(bytes_of(t)).hexdigest()) for key, t in tensors.items()]
-    record = record.with_floors(floors)
-    if any(one.directions is not None for one in modules.values()):
-        record = replace(record, version=DIRECTIONS_VERSION)
-    record = replace(record, digest=factors_digest(sums, layout, record.floors))
-    metadata = {"format": "pt", METADATA_KEY: RECORD.dump_json(record).decode()}
-    with (
-        replacing(folder / CURVATURE) as temporary,
-        TensorFileWriter(temporary, layout, metadata) as writer,
-    ):
-        for tensor in tensors.values():
-            writer.write(tensor)
-        writer.finish(metadata)
-    return record
-
-
-def has_curvature(adapter: Adapter) -> bool:
-    """Whether a curvature lies beside it; it is not looked into."""
-    return (adapter.path / CURVATURE).is_file()
-
-
-def read_curvature(adapter: Adapter) -> Curvature | None:
-    """The curvature beside an adapter; None where none was measured.
-
-    Raises:
-        AdapterError: the file is damaged, of a later version, of another adapter, or its shapes
-            are not the adapter's.
-    """
-    path = adapter.path / CURVATURE
-    if not path.is_file():
-        return None
-    file = TensorFile.open(path, AdapterError)
-    record = read_record(file.metadata.get(METADATA_KEY), path)
-    if record.adapter != adapter.digest:
-        raise AdapterError(
-            f"{path} was measured for another adapter than the one beside it",
-            hint="measure it again with `ella measure`, or take the file away",
-        )
-    curvature = Curvature(record, file, curvature_keys(file, file.entries, "", AdapterError))
-    check_version(curvature, AdapterError)
-    for name in curvature.names:
-        if name not in adapter.sources or curvature.shape(name) != adapter.shape(name):
-            raise AdapterError(
-                f"{path}: {name} is {curvature.shape(name)}, which the adapter does not adapt so",
-                hint="measure it again with `ella measure`, or take the file away",
-            )
-    return curvature
-
-
 def curvature_keys(
     file: TensorFile, keys: Mapping[str, Any], prefix: str, error: type[EllaError]
 ) -> dict[str, tuple[str, ...]]:
@@ -238,7 +166,7 @@ def curvature_keys(
     found = {
         name: tuple(
             f"{prefix}{name}.{letter}"
-            for letter in _LETTERS
+            for letter in LETTERS
             if letter != "R" or f"{prefix}{name}.R" in keys
         )
         for name in modules
@@ -264,13 +192,13 @@ def check_version(curvature: Curvature, error: type[EllaError]) -> None:
     Raises:
         error: the record's version is none, or one that has no directions, and there are some.
     """
-    version = curvature.record.version
-    known = PLAIN_VERSION <= version <= DIRECTIONS_VERSION
-    if not known or (curvature.directions and version < DIRECTIONS_VERSION):
+    record, where = curvature.record, curvature.file.path
+    check_known(record, where, error)
+    if curvature.directions and record.version < DIRECTIONS_VERSION:
         raise error(
-            f"{curvature.file.path}: the curvature of {curvature.record.task} is of version "
-            f"{version}, which " + ("has no directions" if known else "this ella does not read"),
-            hint="update ella, or make it again with `ella measure`",
+            f"{where}: the curvature of {record.task} is of version {record.version}, which has "
+            "no directions",
+            hint="make it again with `ella measure`",
         )
 
 
@@ -300,7 +228,7 @@ def _each_past(factor: Tensor, rank: int) -> float:
 
 def _digest(curvature: Curvature) -> str:
     plain = {f"{name}.{letter}": key for name, keys in curvature.keys.items()
-             for letter, key in zip(_LETTERS, keys, strict=False)}  # fmt: skip
+             for letter, key in zip(LETTERS, keys, strict=False)}  # fmt: skip
     sums = [
         (name, hashlib.sha256(bytes_of(curvature.factor(key))).hexdigest())
         for name, key in plain.items()

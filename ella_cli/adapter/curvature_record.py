@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ella_cli.adapter.adapter import layers_in_order
 from ella_cli.adapter.tensor_header import Entry
-from ella_cli.errors import AdapterError
+from ella_cli.errors import AdapterError, EllaError
 
 METADATA_KEY = "ella_curvature"
 # 2 is 1 with floors, 3 has directions too: a reader of less would leave out part of what protects.
@@ -81,13 +81,21 @@ def read_record(text: str | None, path: Path) -> CurvatureRecord:
             f"{path} has no sound record {METADATA_KEY} in its header",
             hint="make it again with `ella measure`, or take the file away",
         ) from error
+    check_known(record, path, AdapterError)
+    return record
+
+
+def check_known(record: CurvatureRecord, where: object, error: type[EllaError]) -> None:
+    """
+    Raises:
+        error: it is of a later version.
+    """
     if not PLAIN_VERSION <= record.version <= DIRECTIONS_VERSION:
-        raise AdapterError(
-            f"{path} is a curvature of version {record.version}; this ella reads {PLAIN_VERSION} "
-            f"to {DIRECTIONS_VERSION}",
+        raise error(
+            f"{where}: the curvature of {record.task} is of version {record.version}; this ella "
+            f"reads {PLAIN_VERSION} to {DIRECTIONS_VERSION}",
             hint="update ella",
         )
-    return record
 
 
 def factors_digest(

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ella_cli.adapter import Adapter, Update
-from ella_cli.adapter.curvature import Curvature, read_curvature
+from ella_cli.adapter.curvature import Curvature
+from ella_cli.adapter.curvature_file import read_curvature
 from ella_cli.inspect.singular import effective_rank
 from ella_cli.kernels import Kronecker, plan_curvature
 from ella_cli.past import Past

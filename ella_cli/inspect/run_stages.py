@@ -9,6 +9,7 @@ from typing import Any
 
 from ella_cli.accuracy import AccuracyMatrix
 from ella_cli.adapter import Adapter, read_adapter
+from ella_cli.config import SUMMED_METHODS
 from ella_cli.errors import SettingsError, StorageError
 from ella_cli.files import read_json
 from ella_cli.past import Past, read_past
@@ -37,7 +38,7 @@ class RunStages:
     @property
     def is_summed(self) -> bool:
         """Whether each stage's adapter is one term of the sum that the model is."""
-        return self.method not in ("seqlora", "single", "joint")
+        return self.method in SUMMED_METHODS
 
 
 def read_run_stages(folder: Path) -> RunStages:

@@ -9,7 +9,8 @@
 Knows nothing of tasks or models; the folder can be lifted out whole. docs/method.md derives it.
 """
 
-from ella_cli.kernels.curvature import CurvaturePlan, Kronecker, Others, plan_curvature
+from ella_cli.kernels.curvature import CurvaturePlan, Others, plan_curvature
+from ella_cli.kernels.kronecker import Kronecker
 from ella_cli.kernels.operands import Factors
 from ella_cli.kernels.plan import PenaltyPlan, plan_penalty
 from ella_cli.kernels.sums import penalty, penalty_many

@@ -236,6 +236,13 @@ def _with_less_curvature(change: Change) -> Change:
         f"the traces {statistics.fmean(shares):.1%} in the mean and at most {max(shares):.1%} "
         "cut off"
     )
+    both = zip(change.curvatures, fitted, strict=True)
+    narrowed = [new for old, new in both if new.basis < old.basis]
+    if narrowed:
+        note += (
+            f"; directions of {len(narrowed)} are kept in {min(one.basis for one in narrowed)} "
+            f"columns instead of {max(one.basis for one in change.curvatures)}"
+        )
     return dataclasses.replace(change, curvatures=fitted, notes=(*change.notes, note))
 
 

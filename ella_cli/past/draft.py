@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ella_cli.adapter import Adapter, read_adapter
-from ella_cli.adapter.curvature import Curvature, read_curvature
+from ella_cli.adapter.curvature import Curvature
+from ella_cli.adapter.curvature_file import read_curvature
 from ella_cli.errors import AdapterError, PastError
 from ella_cli.past.change import Change, Part, parts_of
 from ella_cli.past.dense import DenseStore

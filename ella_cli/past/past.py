@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ella_cli.adapter import Adapter, Layer
-from ella_cli.adapter.curvature import Curvature, has_curvature, read_curvature
+from ella_cli.adapter.curvature import Curvature
+from ella_cli.adapter.curvature_file import has_curvature, read_curvature
 from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.errors import PastError
 from ella_cli.kernels import Factors, Kronecker

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ella_cli.adapter import read_adapter
-from ella_cli.adapter.curvature import write_curvature
+from ella_cli.adapter.curvature_file import write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.curvature import SHRINKAGE, Measured, measure_curvature
 from ella_cli.errors import ModelError

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ella_cli.adapter import Adapter
+from ella_cli.config import SUMMED_METHODS
 from ella_cli.errors import AdapterError, PastError
 from ella_cli.model.lora import lora_layers, lora_pair
 from ella_cli.past import Past
@@ -50,8 +51,6 @@ class Method:
     """How a stage of the sequence is trained, and what the model is after it.
 
     Attributes:
-        summed: each task gets a new adapter on top of the sum of all earlier ones, and the model
-            after a stage is that sum; otherwise the stage's own adapter is all there is.
         carried: the last stage's adapter is trained on, instead of a fresh one.
         joint: all tasks are one stage.
         replays: a share of each past task's rows is learned again with the new ones.
@@ -60,12 +59,18 @@ class Method:
     """
 
     name: str
-    summed: bool = False
     carried: bool = False
     joint: bool = False
     replays: bool = False
     lam: float | Literal["auto"] = 0.0
     penalty: Callable[[Situation], Penalty | None] | None = None
+
+    @property
+    def summed(self) -> bool:
+        """Whether each task gets a new adapter on top of the sum of all earlier ones, which the
+        model is after a stage; otherwise the stage's own adapter is all there is.
+        """
+        return self.name in SUMMED_METHODS
 
 
 def ella_penalty(now: Situation) -> Penalty | None:
@@ -129,19 +134,17 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(
             "ella",
-            summed=True,
             lam="auto",
             penalty=ella_penalty,
         ),
-        Method("inclora", summed=True),
+        Method("inclora"),
         Method("seqlora", carried=True),
         Method(
             "olora",
-            summed=True,
             lam=0.5,
             penalty=olora_penalty,
         ),
-        Method("replay", summed=True, replays=True),
+        Method("replay", replays=True),
         Method("single"),
         Method("joint", joint=True),
     )

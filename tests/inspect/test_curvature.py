@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ella_cli.adapter import Adapter, read_adapter
-from ella_cli.adapter.curvature import read_curvature, write_curvature
+from ella_cli.adapter.curvature_file import read_curvature, write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.inspect.curvature import (
     curvatures_of_tasks,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ella_cli.adapter import read_adapter
-from ella_cli.adapter.curvature import write_curvature
+from ella_cli.adapter.curvature_file import write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.inspect.origin import Node, adapter_origin, past_origin, run_origin
 from ella_cli.inspect.run_stages import past_of_run

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ella_cli.adapter import read_adapter
-from ella_cli.adapter.curvature import CURVATURE, read_curvature, write_curvature
+from ella_cli.adapter.curvature_file import CURVATURE, read_curvature, write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.errors import AdapterError, PastError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ella_cli.adapter import read_adapter
-from ella_cli.adapter.curvature import CURVATURE, read_curvature
+from ella_cli.adapter.curvature_file import CURVATURE, read_curvature, write_curvature
 from ella_cli.errors import AdapterError, PastError
 from ella_cli.past import accumulate, read_past
-from tests.past.test_curvature import Q, of_adapter, three
+from tests.past.test_curvature import MakeAdapter, Q, falling, of_adapter, three
 
 __all__ = ["three"]
 
@@ -31,6 +32,28 @@ def test_cut_columns_take_their_part_of_the_directions_along(three: list[Path]) 
     assert own.directions.shape == (5, 3, 2)
     assert torch.equal(less.directions, own.directions[:, :2])
     assert cut.nbytes < whole.nbytes
+    assert (whole.basis, cut.basis) == (3, 2)
+
+
+def test_a_past_says_that_directions_lost_columns(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    folders = []
+    for i in range(12):
+        folder = falling(make_adapter(f"task{i}", i), i, 0.2, 0.0)
+        plain = read_curvature(read_adapter(folder))
+        assert plain is not None
+        modules = {
+            name: replace(plain.kronecker(name), directions=torch.ones(4, 8, 7))
+            for name in plain.names
+        }
+        write_curvature(folder, modules, plain.record)
+        folders.append(folder)
+    notes = accumulate(folders, tmp_path / "w").notes
+    kept = {one.basis for one in read_past(tmp_path / "w").curvatures}
+    assert len(kept) == 1
+    said = f"directions of 12 are kept in {kept.pop()} columns instead of 8"
+    assert any(said in note for note in notes), notes
 
 
 @pytest.mark.parametrize(
