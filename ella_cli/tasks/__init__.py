@@ -1,7 +1,7 @@
 """Text: what a task asks, its rows, its prompt, in which order tasks come, and how answers score.
 
-No module here imports torch or transformers; `datasets` and the metric libraries are imported
-where they are first needed.
+Importing this loads neither torch nor transformers (`batches`, which makes tensors, does);
+`datasets` and the metric libraries are imported where they are first needed.
 """
 
 from ella_cli.tasks.load import load_task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from ella_cli.errors import TaskError
@@ -32,7 +33,8 @@ def rows_of(
     Args:
         records: what `read_records` gave; at least one.
         path: the file, for errors.
-        columns: the user's own choice; `text` may be a pattern such as "{title}: {body}".
+        columns: the user's own choice; `text` may be a pattern such as "{title}: {body}", of names
+            in braces and nothing else.
             Without it the columns are found by name, or are the only two there are.
 
     Raises:
@@ -44,8 +46,38 @@ def rows_of(
         if chat is not None:
             return [_chat_row(record, chat, path) for record in records], []
     columns, notes = (columns, []) if columns else _find_columns(first, path)
-    pattern = columns.text if "{" in columns.text else "{" + columns.text + "}"
-    return [_row(record, path, pattern, columns.answer) for record in records], notes
+    parts = _parts(columns.text, first, path)
+    return [_row(record, path, parts, columns.answer) for record in records], notes
+
+
+# A text and the column that follows it, or None: "{title}: {body}" is ("", title), (": ", body).
+_Parts = Sequence[tuple[str, str | None]]
+
+
+def _parts(text: str, fields: Mapping[str, Any], path: Path) -> _Parts:
+    """
+    Raises:
+        TaskError: a pattern with anything but names in its braces; it may be a stranger's.
+    """
+    if text in fields or "{" not in text:
+        return [("", text)]
+    try:
+        found = [
+            (literal, name, bool(form or conversion))
+            for literal, name, form, conversion in Formatter().parse(text)
+        ]
+    except ValueError as error:
+        raise _no_pattern(text, path) from error
+    if any(formed or name == "" for _, name, formed in found):
+        raise _no_pattern(text, path)
+    return [(literal, name) for literal, name, _ in found]
+
+
+def _no_pattern(text: str, path: Path) -> TaskError:
+    return TaskError(
+        f"{path}: {text!r:.80} is not a pattern over column names",
+        hint="write such as `{title}: {body}`",
+    )
 
 
 def _find_columns(fields: Mapping[str, Any], path: Path) -> tuple[Columns, list[str]]:
@@ -56,7 +88,16 @@ def _find_columns(fields: Mapping[str, Any], path: Path) -> tuple[Columns, list[
         # Alpaca's files put the question into `instruction` and what it is about into `input`.
         if "instruction" in by_name and text.casefold() == "input":
             return Columns(text=f"{{{by_name['instruction']}}}\n{{{text}}}", answer=answer), []
-        return Columns(text=text, answer=answer), []
+        # Two of a kind may both be meant, as question and passage.
+        others = [
+            by_name[name]
+            for name in (*TEXT_NAMES, *ANSWER_NAMES)
+            if name in by_name and by_name[name] not in (text, answer)
+        ]
+        return Columns(text=text, answer=answer), [
+            f"{path.name}: took column {text!r} for the text and {answer!r} for the answer, and "
+            f"left {', '.join(map(repr, others))} out; " + _TASK_YAML
+        ] * bool(others)
     if "instruction" in by_name and answer:
         return Columns(text=by_name["instruction"], answer=answer), []
     if len(fields) == 2:
@@ -71,9 +112,12 @@ def _find_columns(fields: Mapping[str, Any], path: Path) -> tuple[Columns, list[
     )
 
 
-def _row(record: Record, path: Path, pattern: str, answer: str) -> Row:
+def _row(record: Record, path: Path, parts: _Parts, answer: str) -> Row:
     try:
-        text = pattern.format_map(_Fields(record.fields))
+        text = "".join(
+            literal + ("" if name is None else _as_text(record.fields[name]))
+            for literal, name in parts
+        )
         value = _as_text(record.fields[answer])
     except KeyError as error:
         name = error.args[0]
@@ -81,25 +125,9 @@ def _row(record: Record, path: Path, pattern: str, answer: str) -> Row:
             f"{path}, {record.place}: no {name!r} among {', '.join(map(repr, record.fields))}",
             hint=_TASK_YAML,
         ) from error
-    except (ValueError, IndexError, AttributeError) as error:
-        raise TaskError(
-            f"{path}: {pattern!r} is not a pattern over column names ({error})",
-            hint="write such as `{title}: {body}`",
-        ) from error
     except TypeError as error:
         raise TaskError(f"{path}, {record.place}: {error}", hint=_TASK_YAML) from error
     return _checked(text, value, record, path)
-
-
-class _Fields(dict[str, str]):
-    """Field values as text, one by one, so that only those a pattern names must be texts."""
-
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        super().__init__()
-        self._fields = fields
-
-    def __missing__(self, name: str) -> str:
-        return _as_text(self._fields[name])
 
 
 def _chat_row(record: Record, name: str, path: Path) -> Row:
@@ -133,6 +161,11 @@ def _checked(text: str, answer: str, record: Record, path: Path) -> Row:
         if not value.strip():
             raise TaskError(
                 f"{path}, {record.place}: the {what} is empty", hint="fill it in or drop the row"
+            )
+        if not value.isascii() and any("\ud800" <= one <= "\udfff" for one in value):
+            raise TaskError(
+                f"{path}, {record.place}: the {what} holds half a character (a lone surrogate)",
+                hint="it was cut in the middle of an emoji; take it out",
             )
     return Row(text, answer.strip())
 

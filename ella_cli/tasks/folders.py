@@ -95,7 +95,7 @@ def read_own(folder: Path) -> Contents:
     if not spec.labels:
         spec, more = find_labels(spec, train, test)
         notes += more
-        notes += _unlearnt(spec, train)
+    notes += _unlearnt(spec, train)
     train, _ = hold_to_labels(spec, train, "train", drop=False)
     test, _ = hold_to_labels(spec, test, "test", drop=False)
     return Contents(_filled(spec), tuple(train), tuple(test), tuple(notes))
@@ -147,12 +147,14 @@ def rows_of_file(path: Path, spec: TaskSpec) -> tuple[list[Row], list[str]]:
 
 def _filled(spec: TaskSpec) -> TaskSpec:
     """Own tasks that say nothing get a question if they have labels, and none if they do not."""
+    if spec.metric is None:
+        # Only one of a set of labels can be expected word for word.
+        spec = dataclasses.replace(spec, metric="accuracy" if spec.labels else "rouge-l")
     if spec.instruction or not spec.frame:
         return spec
     if spec.labels:
         return dataclasses.replace(spec, instruction=DEFAULT_INSTRUCTION)
-    metric = "rouge-l" if spec.metric == "accuracy" else spec.metric
-    return dataclasses.replace(spec, frame=False, metric=metric)
+    return dataclasses.replace(spec, frame=False)
 
 
 def _unlearnt(spec: TaskSpec, train: list[Row]) -> list[str]:
@@ -166,10 +168,18 @@ def _levels(data: Path) -> Iterator[list[Path]]:
     yield level
     for _ in range(_DEPTH):
         level = sorted(
-            child for folder in level for child in folder.iterdir()
+            child for folder in level for child in _children(folder)
             if child.is_dir() and not child.name.startswith(".")
         )  # fmt: skip
         yield level
+
+
+def _children(folder: Path) -> list[Path]:
+    """What lies in it; nothing where it may not be looked into, as a disk's `lost+found`."""
+    try:
+        return list(folder.iterdir())
+    except PermissionError:
+        return []
 
 
 def _has_train(folder: Path) -> bool:

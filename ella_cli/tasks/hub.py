@@ -56,7 +56,7 @@ def _rows(
     spec: TaskSpec, hub: Hub, split: str, per_label: int | None, most: int
 ) -> tuple[Row, ...]:
     table = _load(spec, hub, split)
-    missing = [name for name in (hub.answer, *(hub.where or {})) if name not in table.column_names]
+    missing = [name for name in (hub.answer,) if name not in table.column_names]
     if missing:
         raise TaskError(
             f"{hub.dataset} ({split}) has no column {missing[0]!r}; it has "
@@ -72,9 +72,6 @@ def _rows(
             f"label outside the task's, first {strange!r}",
             hint="the hub's copy is not the one expected; use local files with --data",
         )
-    for name, wanted in (hub.where or {}).items():
-        column = table[name]
-        chosen = [index for index in chosen if str(column[index]) == wanted]
     chosen = sample_indices(chosen, answers, per_label, most)
     rows = []
     for record, index in zip(table.select(chosen).to_list(), chosen, strict=True):

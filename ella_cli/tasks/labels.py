@@ -28,8 +28,10 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TaskError(f"cannot read {path}: {error}", hint='write ["yes", "no"]') from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise TaskError(
+            f"cannot read {path}: {error!s:.160}", hint='write ["yes", "no"]'
+        ) from error
     if not isinstance(document, list) or not all(isinstance(one, str) for one in document):
         raise TaskError(f"{path} is not a list of texts", hint='write ["yes", "no"]')
     if not document:
@@ -52,7 +54,7 @@ def find_labels(
     spellings = Counter(row.answer for row in (*train, *test))
     repeated = 2 * len(spellings) <= spellings.total()
     if (
-        spec.metric != "accuracy"
+        spec.metric not in (None, "accuracy")
         or len(spellings) > _MOST_LABELS
         or not repeated
         or any(len(label) > _LONGEST_LABEL or "\n" in label for label in spellings)

@@ -14,6 +14,9 @@ from ella_cli.errors import TaskError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 
+# Characters; what the csv module takes for a mistake, a long document has.
+_LONGEST_FIELD = 2**31 - 1
+
 # Keys under which published files keep their list of examples: O-LoRA's, and common wrappers.
 _LIST_KEYS = ("Instances", "instances", "data", "examples", "rows")
 
@@ -63,6 +66,8 @@ def _line_records(path: Path, text: str) -> Iterator[Record]:
                 f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})",
                 hint='a line looks like {"text": "...", "label": "..."}',
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise _too_odd(f"{path}, line {number}", error) from error
         yield _record(path, f"line {number}", value)
 
 
@@ -80,6 +85,8 @@ def _json_records(path: Path, text: str) -> Iterator[Record]:
             f"{path}, line {error.lineno}: not JSON ({error.msg} at column {error.colno})",
             hint='the file holds a list: [{"text": "...", "label": "..."}, ...]',
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise _too_odd(str(path), error) from error
     if isinstance(document, dict):
         key = next((key for key in _LIST_KEYS if isinstance(document.get(key), list)), None)
         if key is None:
@@ -94,10 +101,16 @@ def _json_records(path: Path, text: str) -> Iterator[Record]:
         yield _record(path, f"entry {number}", value)
 
 
+def _too_odd(where: str, error: Exception) -> TaskError:
+    """JSON, but none that can be read: a number of thousands of digits, lists in lists in lists."""
+    return TaskError(f"{where}: {error!s:.100}", hint="an example holds texts and labels only")
+
+
 def _csv_records(path: Path, text: str, delimiter: str | None) -> Iterator[Record]:
     first_line = text.partition("\n")[0]
     # Spreadsheets in much of Europe write semicolons into .csv files.
     delimiter = delimiter or max(",;\t", key=first_line.count)
+    csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -105,6 +118,11 @@ def _csv_records(path: Path, text: str, delimiter: str | None) -> Iterator[Recor
             raise TaskError(
                 f"{path} has no second column, so no answers",
                 hint="its first line names the columns, such as `text,label`",
+            )
+        twice = next((name for name in header if header.count(name) > 1), None)
+        if twice is not None:
+            raise TaskError(
+                f"{path} has two columns called {twice!r}", hint="rename one in its first line"
             )
         for values in reader:
             if not values:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ella_cli.tasks.rows import Row
 from ella_cli.tasks.sari import sari
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
 # Scripts written without spaces: each character is a word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])+")
 _LONE_LETTER = re.compile(r"\W*([^\W\d_])(?![^\W_])")
 _CODE_LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", re.DOTALL)
 
@@ -45,7 +46,7 @@ def normalise(text: str) -> str:
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     folded = re.sub(r"(?<!\w)-(?=\d)|(?<=\d)[.,](?=\d)", lambda kept: _KEPT[kept.group()], folded)
-    spaced = re.sub(r"[^\w\s\ue000-\ue002]|_", " ", folded)
+    spaced = _patterns().between.sub(" ", folded)
     for mark, stand_in in _KEPT.items():
         spaced = spaced.replace(stand_in, mark)
     return " ".join(spaced.split())
@@ -61,14 +62,33 @@ def words(text: str) -> list[str]:
     rouge-score's own tokenizer keeps a-z and 0-9 only: Chinese would score 0 against itself, and
     German would lose its umlauts.
     """
-    return _WORD.findall(text.casefold())
+    return _patterns().word.findall(text.casefold())
+
+
+class _Patterns(NamedTuple):
+    word: re.Pattern[str]
+    between: re.Pattern[str]  # one character that is neither of a word nor space nor kept
+
+
+@functools.cache
+def _patterns() -> _Patterns:
+    # Vowel signs and accents: in many scripts no letter of their own, yet half of a word.
+    marks = "".join(
+        f"\\U{code:08x}"
+        for code in range(sys.maxunicode + 1)
+        if unicodedata.category(chr(code)).startswith("M")
+    )
+    return _Patterns(
+        re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])(?:[^\W_]|[{marks}]))+"),
+        re.compile(rf"(?![{marks}])[^\w\s\ue000-\ue002]|_"),
+    )
 
 
 def _scorer(spec: TaskSpec) -> Callable[[str, Row], float]:
     match spec.metric:
-        case "accuracy":
+        case "accuracy" | None:
             key = _comparison(spec)
-            return lambda prediction, row: float(key(prediction) == key(row.answer))
+            return lambda prediction, row: float(_same(prediction, row.answer, key))
         case "rouge-l":
             rouge = _rouge()
             return lambda prediction, row: float(
@@ -80,13 +100,22 @@ def _scorer(spec: TaskSpec) -> Callable[[str, Row], float]:
             return lambda prediction, row: sari(row.text, prediction, row.answer)
 
 
+def _same(prediction: str, answer: str, key: Callable[[str], str]) -> bool:
+    # Of an answer such as "+" nothing is left to compare.
+    return key(prediction) == key(answer) if key(answer) else _plain(prediction) == _plain(answer)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
 def _comparison(spec: TaskSpec) -> Callable[[str], str]:
     if spec.compare == "first-letter":
         return _letter
     plain = {normalise(label) for label in spec.labels}
     if len(plain) < len(spec.labels) or "" in plain:
         # Labels such as "+" and "-", or "C" and "C++", differ in punctuation only.
-        return lambda text: " ".join(text.casefold().split())
+        return _plain
     return normalise
 
 

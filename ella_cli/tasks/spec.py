@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -28,6 +30,11 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 _SPECS = Path(__file__).parent / "specs"
 _STRICT = ConfigDict(extra="forbid")
+# Of a task's fields, those that a prompt or a score is made with.
+_DECIDING = (
+    "name", "kind", "dataset", "instruction", "labels", "options", "frame", "text_head",
+    "text_tail", "cut", "metric", "compare",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -36,7 +43,7 @@ class Hub:
 
     `text` is a `str.format` pattern over the record's columns. `labels` maps the value of the
     `answer` column, as text, to the benchmark's label; empty, the value is the answer. A row whose
-    value maps to nothing is left out. `where` keeps the rows whose columns have these values.
+    value maps to nothing is left out.
     """
 
     dataset: str
@@ -46,7 +53,6 @@ class Hub:
     answer: str
     config: str | None = None
     labels: Mapping[str, str] | None = None
-    where: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -63,7 +69,7 @@ class TaskSpec:
 
     Attributes:
         name: what `--task` and an order call it.
-        version: raised when labels, instruction, metric or rows change, and scores with them.
+        version: raised when labels, instruction, metric or rows change, for people to see.
         kind: NLI, QQP, SC, TC, BoolQA, MultiRC, WiC, COPA, TRACE, demo, or own.
         dataset: the name in the header line `Dataset:`, and of the folder in published layouts.
         instruction: the question put before the text; empty where the text asks by itself.
@@ -74,7 +80,8 @@ class TaskSpec:
         text_head: openings of an unframed text that belong to the frame, never to be cut.
         text_tail: endings of an unframed text that belong to the frame, never to be cut.
         cut: which end of an over-long text goes; code to be completed loses its start.
-        metric: how an answer is scored.
+        metric: how an answer is scored; None until its rows tell, which free text then scores by
+            rouge-l.
         compare: "first-letter" scores only the letter chosen, for answers that go on to explain.
     """
 
@@ -89,7 +96,7 @@ class TaskSpec:
     text_head: tuple[str, ...] = ()
     text_tail: tuple[str, ...] = ()
     cut: Cut = "end"
-    metric: Metric = "accuracy"
+    metric: Metric | None = None
     compare: Compare = "exact"
     columns: Columns | None = None
     hub: Hub | None = None
@@ -104,16 +111,25 @@ class TaskSpec:
                 f"{self.name!r} cannot be a task's name, for results are filed under it",
                 hint="use letters, digits, - and _",
             )
-        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        # An answer's case and outer space say nothing.
+        plain = [label.strip().casefold() for label in self.labels]
+        pairs = zip(self.labels, plain, strict=True)
+        twice = [label for label, one in pairs if plain.count(one) > 1]
         if twice:
             raise TaskError(
-                f"task {self.name!r} lists the label {twice[0]!r} twice",
-                hint="list each label once",
+                f"task {self.name!r} lists the label {twice[0]!r} twice, as {twice[1]!r}",
+                hint="list each label once; upper and lower case are one",
             )
         if any(not label.strip() for label in self.labels):
             raise TaskError(
                 f"task {self.name!r} has an empty label", hint="give every label a text"
             )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, hex, over all that prompts and scores depend on beside the rows."""
+        facts = [getattr(self, name) for name in _DECIDING]
+        return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def header(self) -> str:
@@ -160,8 +176,8 @@ def read_spec(path: Path, *, defaults: Mapping[str, Any] | None = None) -> TaskS
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise TaskError(f"{path} is not YAML{line}", hint="check its indentation") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"cannot read {path}: {error}", hint="check the file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise TaskError(f"cannot read {path}: {error!s:.160}", hint="check the file") from error
     if not isinstance(document, dict):
         raise TaskError(
             f"{path} does not describe a task: it holds no keys",

@@ -101,7 +101,7 @@ def test_a_row_that_cannot_be_used_says_why(fields: dict[str, object], words: st
     [
         (Columns(text="titel", answer="label"), "no 'titel' among 'text', 'label'"),
         (Columns(text="{text", answer="label"), "is not a pattern"),
-        (Columns(text="{0}", answer="label"), "is not a pattern"),
+        (Columns(text="{0}", answer="label"), "no '0' among 'text', 'label'"),
     ],
 )
 def test_columns_that_are_not_there_are_named(columns: Columns, words: str) -> None:
@@ -114,3 +114,31 @@ def test_a_later_row_without_the_column_is_named_by_its_line() -> None:
     records = [Record("line 1", {"text": "t", "label": "a"}), Record("line 2", {"text": "t"})]
     with pytest.raises(TaskError, match=r"line 2: no 'label'"):
         rows_of(records, PATH, None)
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name() -> None:
+    for name in ("0", "text.en", "Comment: body", "a{b}", "x!r"):
+        assert _rows({name: "t", "label": "a"}, Columns(text=name, answer="label"))[0].text == "t"
+        # Without a choice, as the only other column.
+        assert _rows({name: "t", "Klasse": "a"})[0].text == "t"
+    assert _rows({"0": "t", "1": "a"}, Columns(text="{0}!", answer="1"))[0].text == "t!"
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{text:>99999999999999}", "{text!r}", "a{}b", "{text.__class__}"]
+)
+def test_a_pattern_is_of_names_and_runs_nothing(pattern: str) -> None:
+    with pytest.raises(TaskError, match=r"is not a pattern|no 'text\.__class__' among"):
+        _rows({"text": "t", "label": "a"}, Columns(text=pattern, answer="label"))
+
+
+def test_what_else_might_be_meant_is_told() -> None:
+    fields = {"question": "q", "passage": "p", "answer": "a", "id": 3}
+    rows, notes = rows_of([Record("line 1", fields)], PATH, None)
+    assert rows == [Row("q", "a")]
+    assert "left 'passage' out" in notes[0]
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(TaskError, match="line 1: the text holds half a character"):
+        _rows({"text": "smile \ud83d", "label": "a"})

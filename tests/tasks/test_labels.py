@@ -77,3 +77,8 @@ def test_a_labels_file_that_cannot_be_used_says_why(tmp_path: Path, text: str, w
     with pytest.raises(TaskError) as caught:
         read_labels(path)
     assert words in caught.value.message
+
+
+def test_labels_that_differ_in_case_only_are_refused() -> None:
+    with pytest.raises(TaskError, match="lists the label 'US' twice, as 'us'"):
+        TaskSpec("a", labels=("US", "us", "uk"))

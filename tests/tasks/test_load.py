@@ -118,6 +118,18 @@ def test_chats_become_free_text_scored_by_overlap(write_folder: WriteFolder) -> 
     assert not task.spec.frame
 
 
+@pytest.mark.parametrize("yaml", ["instruction: Sum it up.", "frame: false", "options: true"])
+def test_free_text_is_scored_by_overlap_unless_task_yaml_says_otherwise(
+    write_folder: WriteFolder, yaml: str
+) -> None:
+    rows = "text,answer\n" + "".join(f"text {i},answer number {i}\n" for i in range(6))
+    files = {"train.csv": rows, "test.csv": rows.replace(" ", " other ")}
+    free = write_folder("free", {**files, "task.yaml": yaml})
+    assert load_task(str(free)).spec.metric == "rouge-l"
+    exact = write_folder("exact", {**files, "task.yaml": f"{yaml}\nmetric: accuracy"})
+    assert load_task(str(exact)).spec.metric == "accuracy"
+
+
 def test_a_folder_written_as_a_path_is_not_the_built_in_task_of_its_name(
     write_folder: WriteFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

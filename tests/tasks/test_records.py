@@ -99,3 +99,22 @@ def test_csv_gives_back_whatever_texts_were_written(
 def _writable(text: str) -> str:
     """Without lone surrogates, which UTF-8 cannot write, and bare carriage returns and NUL."""
     return text.encode("utf-8", "ignore").decode().replace("\r", "").replace("\0", "") or "x"
+
+
+def test_what_no_reader_can_take_is_named(tmp_path: Path) -> None:
+    deep, long = "[" * 100_000 + "]" * 100_000, "1" * 5000
+    for name, content in (
+        ("a.jsonl", f'{{"text": {deep}}}'),
+        ("b.jsonl", f'{{"text": {long}}}'),
+        ("c.json", deep),
+        ("d.json", f'[{{"text": {long}}}]'),
+    ):
+        with pytest.raises(TaskError, match=name):
+            _read(tmp_path, name, content)
+
+
+def test_a_column_may_be_long_but_not_there_twice(tmp_path: Path) -> None:
+    text = "word " * 40_000
+    assert _read(tmp_path, "a.csv", f"text,label\n{text},x\n") == [{"text": text, "label": "x"}]
+    with pytest.raises(TaskError, match="two columns called 'label'"):
+        _read(tmp_path, "b.csv", "text,label,label\na,b,c\n")

@@ -130,3 +130,17 @@ def test_scores_keep_the_order_of_the_rows() -> None:
     spec = TaskSpec(name="t", labels=("a", "b"))
     rows = [Row("1", "a"), Row("2", "b"), Row("3", "a")]
     assert score_rows(spec, ["a", "a", "a"], rows) == (1.0, 0.0, 1.0)
+
+
+def test_vowel_signs_and_accents_belong_to_their_words() -> None:
+    assert words("की का") == ["की", "का"]
+    assert normalise("की") != normalise("का")
+    assert normalise("مُحَمَّد!") == "مُحَمَّد"
+    assert _score("rouge-l", "का", "की") == 0.0
+
+
+def test_an_answer_of_nothing_but_signs_is_not_matched_by_silence() -> None:
+    for answer in ("+", "😀"):
+        assert _score("accuracy", "", answer) == 0.0
+        assert _score("accuracy", "-", answer) == 0.0
+        assert _score("accuracy", f" {answer}", answer) == 1.0

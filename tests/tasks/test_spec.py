@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ella_cli.errors import TaskError
 from ella_cli.tasks import ORDERS, builtin_names, builtin_spec
-from ella_cli.tasks.spec import METRICS, near_names, read_spec
+from ella_cli.tasks.spec import METRICS, TaskSpec, near_names, read_spec
 
 
 def test_every_published_order_is_made_of_described_tasks() -> None:
@@ -76,3 +77,13 @@ def test_near_names_find_a_slip_of_the_finger() -> None:
 
 def test_near_names_work_in_any_script() -> None:
     assert near_names("立场支特", ("立场支持", "其他反对")) == ("立场支持",)
+
+
+def test_all_that_prompts_and_scores_are_made_with_is_in_the_digest() -> None:
+    spec = TaskSpec("a", labels=("x", "y"))
+    for change in (
+        {"instruction": "Which?"}, {"labels": ("y", "x")}, {"options": False}, {"frame": False},
+        {"cut": "start"}, {"metric": "rouge-l"}, {"compare": "first-letter"}, {"dataset": "D"},
+    ):  # fmt: skip
+        assert replace(spec, **change).digest != spec.digest
+    assert replace(spec, version=9, citation="c", title="t").digest == spec.digest
