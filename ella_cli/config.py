@@ -261,18 +261,25 @@ def resolve_settings(
         if info.alias and name in values:
             values[info.alias] = values.pop(name)
     if isinstance(values.get("target_modules"), str):
-        values["target_modules"] = tuple(values["target_modules"].split(","))
+        named = (name.strip() for name in values["target_modules"].split(","))
+        values["target_modules"] = tuple(name for name in named if name)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         # Of a union, the location goes on with the kind that was tried.
         name = str(first["loc"][0]) if first["loc"] else "settings"
+        given = {
+            info.alias or field
+            for field, info in kind.model_fields.items()
+            if flags.get(field) is not None
+        }
         message = first["msg"].removeprefix("Value error, ")
         reason = message[0].lower() + message[1:]
         raise SettingsError(
             f"{name.replace('_', '-')} = {first['input']!r}: {reason}",
-            hint=f"`ella config-schema` lists every setting; {config or 'flags'} gave this one",
+            hint="`ella config-schema` lists every setting; "
+            f"{'a flag' if config is None or name in given else config} gave this one",
         ) from error
 
 

@@ -82,18 +82,17 @@ def accumulate(
     from ella_cli.past import accumulate as change_past
     from ella_cli.past import compact as compact_past
     from ella_cli.past import compactable, read_past
-    from ella_cli.past.record import EnergyKind
+    from ella_cli.past.accumulation import energy_of
+    from ella_cli.past.compaction import check_tolerance
 
     output = Output(as_json, quiet, verbose)
     if compact:
         # Before anything is changed: all of it is done, or nothing.
-        kind = EnergyKind()
-        if past.is_file():
-            existing = read_past(past)
+        check_tolerance(tolerance)
+        existing = read_past(past) if past.is_file() else None
+        if existing is not None:
             compactable(existing)
-            kind = existing.record.energy
-        wished = EnergyKind(energy or kind.kind, last or kind.last, decay or kind.decay)
-        apart = not wished.is_plain
+        apart = not energy_of(existing, energy, last, decay).is_plain
         if apart or store == "dense" or shrink is not None:
             raise SettingsError(
                 "--compact makes one of all tasks' factors, and "
@@ -106,7 +105,8 @@ def accumulate(
         done = change_past(
             adapters or [],
             past,
-            store=store,
+            # A new task could turn the file dense, which has no factors left to make fewer.
+            store="factored" if compact else store,
             energy=energy,
             last=last,
             decay=decay,

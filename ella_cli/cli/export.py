@@ -38,8 +38,9 @@ def export(
         ),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="dense: of the matrices.")
-    ] = "float32",
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="dense: of the matrices; float32 by default."),
+    ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = 0,
     quiet: QuietOption = False,
@@ -63,12 +64,16 @@ def export(
 
     if max_rank is not None and form != "peft":
         raise SettingsError(f"--max-rank is for --as peft, not {form}", hint="leave it out")
+    if dtype is not None and form != "dense":
+        raise SettingsError(f"--dtype is for --as dense, not {form}", hint="leave it out")
+    if model is not None and form == "dense":
+        raise SettingsError("--model is for --as peft and merged, not dense", hint="leave it out")
     output = Output(as_json, quiet, verbose)
     held = read_past(past)
     if form == "peft":
         done = export_adapter(held, output_dir, max_rank=max_rank, base=model)
     elif form == "dense":
-        done = export_dense(held, output_dir, dtype=dtype)
+        done = export_dense(held, output_dir, dtype=dtype or "float32")
     else:
         done = export_merged(held, _local_model(held, model), output_dir)
     output.result(_document(done), _table(done))
@@ -78,12 +83,21 @@ def _local_model(held: Past, model: str | None) -> Path:
     from ella_cli.errors import ModelError
     from ella_cli.model.source import local_folder
 
-    wanted = model or held.base.model
-    if not wanted:
+    named = held.base.model
+    if model is None and not named:
         raise ModelError(
             "the past does not name its base model", hint="say which it is with --model"
         )
-    return local_folder(wanted)
+    if model is not None:
+        return local_folder(model)
+    try:
+        # A path of another machine may be the name of anybody's model on the hub.
+        return local_folder(named, fetch=False)
+    except ModelError as error:
+        raise ModelError(
+            f"the past was made on {named}, which is not here",
+            hint=f"give --model a folder, or --model {named} to get that from the hub",
+        ) from error
 
 
 def _document(done: Exported) -> dict[str, object]:

@@ -50,8 +50,8 @@ app = typer.Typer(
 )
 
 app.command()(train)
-app.command()(evaluate)
-app.command("eval", hidden=True)(evaluate)
+app.command("eval")(evaluate)
+app.command("evaluate", hidden=True)(evaluate)
 app.command()(run)
 app.command()(sweep)
 app.command()(accumulate)

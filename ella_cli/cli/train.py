@@ -112,6 +112,19 @@ def _check_method(
             "olora needs the earlier adapters themselves beside their sum",
             hint="name them with --earlier FOLDER, again for each, in order",
         )
+    takes_earlier = method.carried or method.name == "olora"
+    if earlier and not takes_earlier:
+        raise SettingsError(
+            f"{settings.method} makes nothing of earlier adapters",
+            hint="accumulate them into a past and name that with --past"
+            if method.summed
+            else "leave --earlier out",
+        )
+    if earlier and method.name == "olora" and not past:
+        raise SettingsError(
+            "olora trains on top of the earlier adapters' sum",
+            hint="accumulate them and name the past with --past",
+        )
     if replay and not replays:
         raise SettingsError(
             f"{settings.method} learns no old rows again",

@@ -197,6 +197,7 @@ def _key(fingerprint: str, stage: Stage, task: Task, settings: EvaluateSettings)
         fingerprint,
         [held.digest for held in _held(stage)],
         task.fingerprint,
+        task.spec.digest,
         settings.model_dump(mode="json", exclude=beside),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

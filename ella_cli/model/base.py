@@ -134,7 +134,23 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False).eval()
+    _answer_plainly(model)
     return Base(source, model, tokenizer, kind, fingerprint(model))
+
+
+def _answer_plainly(model: PreTrainedModel) -> None:
+    """Leaves of a checkpoint's own way to generate only which tokens begin and end a text.
+
+    A repetition penalty would count against the very labels that a prompt lists, a least length
+    make short answers impossible; greedy means greedy.
+    """
+    from transformers import GenerationConfig
+
+    known = model.generation_config
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
+           "forced_bos_token_id")  # fmt: skip
+    kept = {name: getattr(known, name, None) for name in ids}
+    model.generation_config = GenerationConfig(**kept)  # type: ignore[no-untyped-call]
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -45,6 +45,14 @@ def attach_lora(base: Base, settings: LoraFields, *, seed: int) -> PeftModel:
             f"cannot put LoRA on {base.source}: {str(error).splitlines()[0]}",
             hint="name modules of this model with --target-modules, such as q_proj,v_proj",
         ) from error
+    adapted = lora_layers(model)
+    for name in settings.target_modules or ():
+        if not any(one == name or one.endswith(f".{name}") for one in adapted):
+            detach_lora(model)
+            raise ModelError(
+                f"{base.source} has no module {name}, which --target-modules names",
+                hint="name modules of this model, such as q_proj,v_proj",
+            )
     # get_peft_model writes the folder the weights came from, which may say nothing elsewhere.
     model.peft_config["default"].base_model_name_or_path = base.source
     return model

@@ -29,7 +29,7 @@ def resolve_source(source: str) -> str:
         ModelError: the path or the wheel is not there, or the GGUF file cannot be read.
     """
     if source == "smollm2":
-        return str(_unpacked(_smollm2_gguf()))
+        return str(_unpacked(smollm2_gguf()))
     path = Path(source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -51,12 +51,15 @@ def hub_id(source: str) -> str | None:
     """What the hub knows `source` by; None for a path, which means nothing on other machines."""
     if source == "smollm2":
         return SMOLLM2_HUB_ID
-    local = source.startswith((".", "~", "/")) or source.endswith(".gguf")
+    local = source.startswith((".", "~", "/")) or source.endswith(".gguf") or Path(source).exists()
     return source if source.count("/") == 1 and not local else None
 
 
-def local_folder(source: str) -> Path:
-    """The folder in which the files of `source` lie; a hub id is fetched, or found in its cache.
+def local_folder(source: str, *, fetch: bool = True) -> Path:
+    """The folder in which the files of `source` lie; a hub id is found in the hub's cache.
+
+    Args:
+        fetch: gets it from the hub where its cache has none.
 
     Raises:
         ModelError: as `resolve_source`, or the hub and its cache have no such model.
@@ -68,7 +71,9 @@ def local_folder(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(where, allow_patterns=_PLAIN_FILES))
+        return Path(
+            snapshot_download(where, allow_patterns=_PLAIN_FILES, local_files_only=not fetch)
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ModelError(
             f"{source} is neither a folder here nor in the hub's cache, and cannot be fetched",
@@ -88,7 +93,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ELLA_CACHE", platformdirs.user_cache_dir("ella")))
 
 
-def _smollm2_gguf() -> Path:
+def smollm2_gguf() -> Path:
+    """
+    Raises:
+        ModelError: the wheel is not installed.
+    """
     found = smollm2_wheel()
     if found is None:
         raise ModelError(

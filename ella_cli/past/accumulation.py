@@ -112,7 +112,7 @@ def accumulate(
         read = [read_adapter(folder) for folder in adapters]
         if old is None and energy is None:
             energy = usual_energy(read)
-        kind = _energy(old, energy, last, decay)
+        kind = energy_of(old, energy, last, decay)
         if shrink is not None and not 0 <= shrink < math.inf:
             raise SettingsError(f"--shrink is {shrink}", hint="give a finite λ of 0 or more")
         if taken_from is not None and len(outgoing) != 1:
@@ -187,9 +187,15 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _energy(
+def energy_of(
     old: Past | None, energy: Energy | None, last: int | None, decay: float | None
 ) -> EnergyKind:
+    """What the file's energy will be: its own, but for what is asked for.
+
+    Raises:
+        SettingsError: a K or a decay that is none.
+        PastError: the file cannot have that energy any more.
+    """
     known = EnergyKind() if old is None else old.record.energy
     try:
         kind = EnergyKind(

@@ -53,8 +53,7 @@ def compact(path: Path, *, tolerance: float = 1e-4) -> Compacted:
         PastError: a dense store, or an energy that needs the tasks apart.
         SettingsError: a tolerance outside [0, 1).
     """
-    if not 0 <= tolerance < 1:
-        raise SettingsError(f"--tolerance is {tolerance}", hint="give a number from 0 to below 1")
+    check_tolerance(tolerance)
     with locked(path):
         past = read_past(path)
         store = compactable(past)
@@ -77,6 +76,15 @@ def compact(path: Path, *, tolerance: float = 1e-4) -> Compacted:
             before,
             path.stat().st_size,
         )
+
+
+def check_tolerance(tolerance: float) -> None:
+    """
+    Raises:
+        SettingsError: it is outside [0, 1).
+    """
+    if not 0 <= tolerance < 1:
+        raise SettingsError(f"--tolerance is {tolerance}", hint="give a number from 0 to below 1")
 
 
 def truncated(factors: Factors, tolerance: float) -> tuple[Factors, float]:

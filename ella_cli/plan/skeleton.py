@@ -12,7 +12,7 @@ from ella_cli.config import RunSettings
 from ella_cli.errors import ModelError
 from ella_cli.model.base import Base, Kind
 from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
-from ella_cli.model.source import smollm2_wheel
+from ella_cli.model.source import smollm2_gguf
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ def build_skeleton(settings: RunSettings, dtype: torch.dtype) -> Skeleton:
 def _config(source: str) -> Any:
     from transformers import AutoConfig
 
-    gguf = smollm2_wheel() if source == "smollm2" else Path(source).expanduser()
+    path = smollm2_gguf() if source == "smollm2" else Path(source).expanduser()
     try:
-        if gguf is not None and gguf.suffix == ".gguf":
+        if path.suffix == ".gguf":
             # A GGUF file's header says it all; unpacking its weights would take a minute.
-            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        return AutoConfig.from_pretrained(source)
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        return AutoConfig.from_pretrained(str(path) if path.is_dir() else source)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"cannot read the config of {source}: {str(error).strip().splitlines()[0]}",

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _CURVES = ("#0072b2", "#d98e00", "#009e73", "#d55e00", "#b5609a", "#3f9fd6")
 _COLUMNS = 2
 _DOTS_PER_INCH = 150
+# A task's name may hold a dollar, which is no formula.
+_STYLE: Any = {"svg.hashsalt": "ella", "text.parse_math": False}
 
 
 def write(document: Document, path: Path) -> None:
@@ -47,20 +49,21 @@ def write(document: Document, path: Path) -> None:
     heights = [
         max(_height(p) for p in drawn[row * columns : (row + 1) * columns]) for row in range(rows)
     ]
-    figure = Figure(figsize=(6.4 * columns, sum(heights)), layout="constrained")
-    # Without pyplot: no global state, and no window system is looked for.
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(rows, columns, height_ratios=heights)
-    for index, part in enumerate(drawn):
-        axes = figure.add_subplot(grid[index // columns, index % columns])
-        if isinstance(part, HeatMap):
-            _heat_map(axes, part)
-        else:
-            _lines(axes, part)
-    # Equal runs give equal bytes: no date, and ids that are not drawn by chance.
-    dateless = {"Date": None} if kind == "svg" else None
-    with replacing(path) as temporary, rc_context({"svg.hashsalt": "ella"}):
-        figure.savefig(temporary, format=kind, dpi=_DOTS_PER_INCH, metadata=dateless)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.4 * columns, sum(heights)), layout="constrained")
+        # Without pyplot: no global state, and no window system is looked for.
+        FigureCanvasAgg(figure)
+        grid = figure.add_gridspec(rows, columns, height_ratios=heights)
+        for index, part in enumerate(drawn):
+            axes = figure.add_subplot(grid[index // columns, index % columns])
+            if isinstance(part, HeatMap):
+                _heat_map(axes, part)
+            else:
+                _lines(axes, part)
+        # Equal runs give equal bytes: no date, and ids that are not drawn by chance.
+        dateless = {"Date": None} if kind == "svg" else None
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=_DOTS_PER_INCH, metadata=dateless)
 
 
 def _height(part: HeatMap | Lines) -> float:

@@ -12,10 +12,9 @@ if TYPE_CHECKING:
 
 # Nats per answer token from which a rise is called one in words.
 _NOTABLE = 0.05
-_WORST = 8
-_EVADED = (
-    "An optimiser goes where they see little: expect several times more (docs/results.md: 4 to 17)."
-)
+# Modules a task, and lines for all of them, in a table for people; --json has every module.
+_WORST, _LEAST, _LINES = 8, 2, 24
+_EVADED = "An optimiser goes where they see little: expect several times more (docs/results.md)."
 
 
 def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:
@@ -127,11 +126,13 @@ def curvature_section(tasks: tuple[TaskCurvature, ...], unmeasured: tuple[str, .
         )
     if unmeasured:
         parts.append(Words(f"Not measured: {', '.join(unmeasured)}.", warning=True))
+    shares: dict[str, float] = {}
     for task in tasks:
-        layers, kinds, values = layer_grid([(m.name, m.share) for m in task.modules])
-        parts.append(
-            HeatMap(f"share of {task.task}'s curvature", "layer", "module", layers, kinds, values)
-        )
+        for module in task.modules:
+            shares[module.name] = shares.get(module.name, 0.0) + module.share / len(tasks)
+    layers, kinds, values = layer_grid(list(shares.items()))
+    whose = f"{tasks[0].task}'s curvature" if len(tasks) == 1 else "the curvature, mean over tasks"
+    parts.append(HeatMap(f"share of {whose}", "layer", "module", layers, kinds, values))
     parts.append(_table(tasks))
     return Section(
         "Curvature",
@@ -141,15 +142,16 @@ def curvature_section(tasks: tuple[TaskCurvature, ...], unmeasured: tuple[str, .
 
 
 def _table(tasks: tuple[TaskCurvature, ...]) -> Table:
+    most = max(_LEAST, min(_WORST, _LINES // len(tasks)))
     rows = [
         (task.task, m.name, f"{m.share:.1%}", m.g_rank, m.c_rank,
          "–" if m.g_dropped is None else f"{m.g_dropped:.1%}",
          "–" if m.c_dropped is None else f"{m.c_dropped:.1%}")
         for task in tasks
-        for m in sorted(task.modules, key=lambda one: -one.share)[:_WORST]
+        for m in sorted(task.modules, key=lambda one: -one.share)[:most]
     ]  # fmt: skip
     return Table(
-        f"the {_WORST} modules with most of it, by task",
+        f"the {most} modules with most of it, by task",
         ("task", "module", "share", "rank of G", "rank of C", "G dropped", "C dropped"),
         tuple(rows),
         note="ranks are effective ranks, exp of the entropy of the eigenvalues above the floor",

@@ -146,9 +146,15 @@ def _resampled(run: RunResults, resamples: int) -> Iterable[AccuracyMatrix]:
         for stage, column in zip(stages, drawn.tolist(), strict=True):
             means[stage, task] = column
 
+    known = {
+        stage: kept
+        for stage in _stage_names(run)
+        if (kept := _stage_row(run.accuracy, stage)) and _has_rows(run, stage)
+    }
+
     def row(stage: str, draw: int) -> tuple[float | None, ...] | None:
-        kept = _stage_row(run.accuracy, stage)
-        if not kept or not _has_rows(run, stage):
+        kept = known.get(stage)
+        if kept is None:
             return None
         return tuple(
             None if score is None else means[stage, task][draw]

@@ -105,16 +105,21 @@ def comparison_table(runs: Sequence[RunResults]) -> RenderableType:
 
 
 def _distinct_names(runs: Sequence[RunResults]) -> list[RunResults]:
-    """The runs, those that share a folder's name told apart by its parent's."""
+    """The runs, those that share a folder's name told apart by as many parents' as it takes."""
     from dataclasses import replace
 
-    names = [run.name for run in runs]
-    return [
-        replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
-        if names.count(run.name) > 1
-        else run
-        for run in runs
-    ]
+    named = list(runs)
+    for above in range(1, max((len(run.path.resolve().parts) for run in runs), default=0)):
+        names = [run.name for run in named]
+        if len(set(names)) == len(names):
+            break
+        named = [
+            replace(run, name="/".join((*run.path.resolve().parts[-above - 1 : -1], first.name)))
+            if names.count(run.name) > 1
+            else run
+            for first, run in zip(runs, named, strict=True)
+        ]
+    return named
 
 
 def _pictures(runs: Sequence[RunResults]) -> dict[str, PastPicture]:

@@ -45,7 +45,8 @@ def evaluate_run(
         order: must name the run's own order, if given.
 
     Raises:
-        SettingsError: no sound run there, or its order is another one.
+        SettingsError: no sound run there, a stage of it is missing, or its order is another one.
+        ModelError: `asked` names another base model than the run's.
     """
     run = RunFolder(folder)
     settings = run.settings()
@@ -61,6 +62,7 @@ def evaluate_run(
     names = stage_names(method_of(settings), [task.spec.name for task in tasks])
     adapters = run.finished(names)
     base = base_once(chosen, progress)
+    base().check_ground(str(folder), run.read()["base"].get("fingerprint"))
     return score_run(run, base, tasks, adapters, settings, chosen, alone, progress)
 
 
@@ -93,6 +95,13 @@ def evaluate_adapters(
             f"{len(adapters)} adapters for the {len(tasks)} tasks of order {order}",
             hint="give one adapter a task, in the order of the tasks",
         )
+    for task, adapter in zip(tasks, adapters, strict=False):
+        learned = (adapter.manifest or {}).get("task")
+        if learned is not None and learned != task.spec.name:
+            progress.warn(
+                f"{adapter.path} has learned {learned} and stands for {task.spec.name}: name the "
+                "adapters in the order of the tasks"
+            )
     base = base_once(evaluation, progress)
     fold = Fold(base().model)
     for adapter in adapters:

@@ -51,6 +51,9 @@ def take_first_stage(
             # A stage with its curvature merely has more than is asked for.
             for one in (theirs, ours):
                 del one["curvature_rows"], one["energy_rank"]
+        if None in (theirs["task_digest"], ours["task_digest"]):
+            # An older ella did not note it.
+            del theirs["task_digest"], ours["task_digest"]
         for what in sorted(theirs.keys() | ours.keys()):
             if theirs.get(what) != ours.get(what):
                 raise SettingsError(
@@ -84,5 +87,6 @@ def _deciding(run: RunFolder, task: str) -> dict[str, Any]:
         **kept,
         "base": record["base"].get("fingerprint"),
         "data_fingerprint": record["data_fingerprints"].get(task),
+        "task_digest": (record.get("task_digests") or {}).get(task),
         "processes": record.get("processes", 1),
     }

@@ -12,6 +12,9 @@ from ella_cli.model.base import Base, load_base
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.tasks import Task, load_task
 
+# Rows of results that are no stage: the untouched model, and each task learned alone.
+_TAKEN = ("base", "single")
+
 
 def load_tasks(
     order: Sequence[str], settings: DataFields, progress: Progress = SILENCE
@@ -20,7 +23,7 @@ def load_tasks(
 
     Raises:
         TaskError: a task cannot be found or used.
-        SettingsError: two tasks go by one name.
+        SettingsError: two tasks go by one name, or one by a name that results need.
     """
     tasks: list[Task] = []
     for name in order:
@@ -32,6 +35,11 @@ def load_tasks(
             validation=settings.validation,
             seed=settings.seed,
         )
+        if task.spec.name in _TAKEN:
+            raise SettingsError(
+                f"no task can be called {task.spec.name!r} here: results keep other scores there",
+                hint="rename its folder, or give another name in task.yaml",
+            )
         if any(task.spec.name == other.spec.name for other in tasks):
             raise SettingsError(
                 f"two tasks of the order are called {task.spec.name!r}",

@@ -29,7 +29,7 @@ from ella_cli.training.assignment import Assignment
 from ella_cli.training.methods import Method
 from ella_cli.training.replay import kept_rows
 from ella_cli.training.strength import check_strengths
-from ella_cli.training.task import train_task
+from ella_cli.training.task import check_frames, train_task
 
 
 def run_order(
@@ -61,9 +61,12 @@ def run_order(
     tasks = load_tasks(order, settings, progress)
     alone = single_rows(single, tasks) if single else None
     base = base_once(settings, progress)
+    for note in check_frames(base(), tasks, settings):
+        progress.warn(note)
     facts = {
         "base": {"model": settings.model, "fingerprint": base().fingerprint},
         "data_fingerprints": {task.spec.name: task.fingerprint for task in tasks},
+        "task_digests": {task.spec.name: task.spec.digest for task in tasks},
         # They decide the global batch.
         "processes": processes.count(),
     }

@@ -22,6 +22,12 @@ FORMAT = 1
 # Settings that change where, how fast or how much is computed, never what comes out.
 FREE = {"device", "per_device_eval_batch_size", "save_steps", "cells"}
 
+# Hashes say nothing to people.
+_FACTS = {
+    "data_fingerprints": "its tasks' rows",
+    "task_digests": "its tasks' instructions, labels or metrics",
+}
+
 
 @dataclass(frozen=True)
 class RunFolder(RunPaths):
@@ -119,11 +125,18 @@ class RunFolder(RunPaths):
         theirs = self.read()
         before = {
             "processes": 1,
+            # An older ella did not note how prompts and scores are made.
+            "task_digests": facts.get("task_digests"),
             **theirs["settings"],
             **{n: theirs[n] for n in facts if n in theirs},
         }
         for name, value in {**ours, **facts}.items():
             if name not in FREE and before.get(name) != value:
+                if name in _FACTS:
+                    raise SettingsError(
+                        f"{self.path} holds another run: {_FACTS[name]} have changed since",
+                        hint="give another --output-dir, or put them back as they were",
+                    )
                 raise SettingsError(
                     f"{self.path} holds another run: its {name.replace('_', '-')} is "
                     f"{_short(before.get(name))}, now it is {_short(value)}",

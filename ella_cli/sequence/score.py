@@ -14,21 +14,23 @@ from ella_cli.evaluate.results import results_document
 from ella_cli.model.base import Base
 from ella_cli.progress import Progress
 from ella_cli.run_paths import stage_name
-from ella_cli.sequence.run_folder import RunFolder, method_of
+from ella_cli.sequence.run_folder import RunFolder, method_of, stage_names
 from ella_cli.tasks import Task
 from ella_cli.training.methods import Method
 
 
-def stages_of(method: Method, adapters: Sequence[Adapter]) -> list[Stage]:
-    """What the model is after each stage trained so far."""
+def stages_of(method: Method, names: Sequence[str], adapters: Sequence[Adapter]) -> list[Stage]:
+    """What the model is after each stage trained so far.
+
+    Args:
+        names: of the stages; what an adapter says of itself may be a stranger's.
+    """
     stages = []
-    for index, adapter in enumerate(adapters):
+    for index, (name, adapter) in enumerate(zip(names, adapters, strict=False)):
         summed = tuple(adapters[: index + 1]) if method.summed else (adapter,)
         # A task trained alone says nothing about the others.
         alone = not (method.summed or method.carried or method.joint)
-        stages.append(
-            Stage(stage_name(index, adapter.task), summed, tasks=(index,) if alone else None)
-        )
+        stages.append(Stage(stage_name(index, name), summed, tasks=(index,) if alone else None))
     return stages
 
 
@@ -48,7 +50,8 @@ def score_run(
         alone: what `single_rows` found, for plasticity FWT.
     """
     method = method_of(settings)
-    stages = [Stage("base"), *stages_of(method, adapters)]
+    names = stage_names(method, [task.spec.name for task in tasks])
+    stages = [Stage("base"), *stages_of(method, names, adapters)]
     # A joint training has one stage, and that one has seen everything.
     chosen = stages if method.joint else choose(stages, len(tasks), evaluation)
     grid = evaluate_grid(base(), chosen, tasks, evaluation, run.scores, progress=progress)

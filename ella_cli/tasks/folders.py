@@ -89,6 +89,11 @@ def read_own(folder: Path) -> Contents:
     if not folder.is_dir():
         raise TaskError(f"{folder} is not a folder", hint="a task is a folder with train and test")
     spec = own_spec(folder)
+    if spec.hub is not None:
+        raise TaskError(
+            f"{folder} has a key `hub` in its task.yaml, but its rows lie in its files",
+            hint="take the key out",
+        )
     train, train_notes = rows_of_file(split_file(folder, "train"), spec)
     test, test_notes = rows_of_file(split_file(folder, "test"), spec)
     notes = train_notes + test_notes

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ella_cli import files, processes
 from ella_cli.config import DataFields, TrainSettings
 from ella_cli.curvature import Measured
-from ella_cli.errors import NonFiniteError
+from ella_cli.errors import NonFiniteError, TaskError
 from ella_cli.manifest import MANIFEST
 from ella_cli.model.base import Base
 from ella_cli.model.fold import Fold
 from ella_cli.model.lora import attach_lora, detach_lora, lora_layers
 from ella_cli.penalty import CurvaturePenalty
 from ella_cli.progress import SILENCE, Progress
-from ella_cli.tasks import Task, build_prompt
+from ella_cli.tasks import Row, Task, build_prompt
 from ella_cli.tasks.batches import Encoder
 from ella_cli.training.assignment import Assignment, stage_manifest, stage_seed
 from ella_cli.training.card import model_card
@@ -33,6 +33,10 @@ from ella_cli.training.trainer import StepWatch, TaskTrainer, build_trainer, res
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+# Tokens of text below which a prompt has hardly any.
+_LITTLE_ROOM = 32
 
 
 def train_task(
@@ -122,6 +126,30 @@ def encode_rows(
     ]
 
 
+def check_frames(base: Base, tasks: Sequence[Task], settings: DataFields) -> list[str]:
+    """Notes on tasks whose prompts leave little room for their text.
+
+    Raises:
+        TaskError: what is always in a task's prompt is longer than the model may read.
+    """
+    encoder = Encoder(
+        base.tokenizer, base.kind, settings.max_source_length, settings.max_target_length
+    )
+    notes = []
+    for task in tasks:
+        frame = build_prompt(task.spec, Row("", ""), header=settings.header)
+        try:
+            left = settings.max_source_length - len(encoder.prompt(frame))
+        except TaskError as error:
+            raise TaskError(f"{task.spec.name}: {error.message}", hint=error.hint) from error
+        if left < _LITTLE_ROOM:
+            notes.append(
+                f"{task.spec.name}: instruction and options leave {left} of "
+                f"--max-source-length {settings.max_source_length} tokens for the text"
+            )
+    return notes
+
+
 def _with_lora(
     base: Base, assignment: Assignment, settings: TrainSettings, method: Method
 ) -> PeftModel:
@@ -189,7 +217,7 @@ def _checkpoint_folder(
     """Its name says what a checkpoint belongs to, so that other settings never go on from it."""
     facts = [
         base.fingerprint,
-        [task.fingerprint for task in (*assignment.tasks, *assignment.replayed)],
+        [(one.fingerprint, one.spec.digest) for one in (*assignment.tasks, *assignment.replayed)],
         assignment.past.digest if assignment.past else None,
         settings.model_dump(
             mode="json", exclude={"save_steps", "device", "curvature_rows", "energy_rank"}

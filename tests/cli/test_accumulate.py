@@ -116,3 +116,21 @@ def test_neither_peft_nor_transformers_is_loaded(make_adapter: MakeAdapter, tmp_
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.stdout.strip() == "[]"
+
+
+def test_what_comes_in_with_compaction_stays_factors(
+    ella: Ella, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    several = [make_adapter(f"a{i}", i) for i in range(12)]
+    plain = json.loads(ella("accumulate", *several, "--past", "d", "--json").stdout)
+    assert plain["store"] == "dense"
+    for wrong, said in (
+        (("--tolerance", 2), "--tolerance is 2"),
+        (("--decay", 2), "decay is not in (0, 1]"),
+        (("--last", -1), "last is not a positive number"),
+    ):
+        failed = ella("accumulate", *several, "--past", "w", "--compact", *wrong, code=2)
+        assert said in failed.stderr
+        assert not (tmp_path / "w").exists()
+    done = ella("accumulate", *several, "--past", "w", "--compact", "--json")
+    assert json.loads(done.stdout)["store"] == "factored"

@@ -39,7 +39,14 @@ def test_bad_wishes_are_refused_in_two_lines(
     accumulate([make_adapter("a", 0)], tmp_path / "w")
     for arguments, said in (
         (["--as", "dense", "--max-rank", 3], "--max-rank is for --as peft"),
-        (["--as", "merged"], "org/base is neither a folder here nor in the hub's cache"),
+        (["--as", "peft", "--dtype", "bfloat16"], "--dtype is for --as dense"),
+        (["--as", "dense", "--model", "org/base"], "--model is for --as peft and merged"),
+        # A name read from a file is not looked for on the hub unless the user says so.
+        (["--as", "merged"], "the past was made on org/base, which is not here"),
+        (
+            ["--as", "merged", "--model", "org/base"],
+            "org/base is neither a folder here nor in the hub's cache",
+        ),
     ):
         failed = ella("export", "--past", "w", *arguments, "-o", "out", code=2)
         assert said in failed.stderr

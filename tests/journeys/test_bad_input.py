@@ -151,6 +151,21 @@ def test_a_past_that_the_method_makes_nothing_of(
     assert words in refused(*train, "--past", "past.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("ella", "accumulate them into a past and name that with --past"),
+        ("single", "single makes nothing of earlier adapters"),
+        ("olora", "olora trains on top of the earlier adapters' sum"),
+    ],
+)
+def test_earlier_adapters_that_the_method_makes_nothing_of(
+    refused: Refused, here: Path, method: str, words: str
+) -> None:
+    train = ("train", *TASK, "--model", "./nowhere", "-o", "a2", "--method", method)
+    assert words in refused(*train, "--earlier", "llama")
+
+
 def test_an_adapter_of_another_rank_layout(refused: Refused, here: Path, tiny_llama: Path) -> None:
     train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "a2", "--method", "seqlora")
     said = refused(*train, "--earlier", "llama", "--lora-rank", 4)
@@ -165,7 +180,7 @@ def test_an_adapter_of_another_rank_layout(refused: Refused, here: Path, tiny_ll
 def test_an_adapter_that_lacks_modules(refused: Refused, here: Path, tiny_llama: Path) -> None:
     train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "a2")
     wider = ("--earlier", "llama", "--target-modules", "q_proj,v_proj,k_proj")
-    said = refused(*train, *wider, "--method", "olora")
+    said = refused(*train, *wider, "--method", "olora", "--past", "past.safetensors")
     assert "no update for model.layers.0.self_attn.k_proj" in said
 
 

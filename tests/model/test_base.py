@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from ella_cli.errors import SettingsError
+from ella_cli.config import LoraFields, TrainSettings, resolve_settings
+from ella_cli.errors import ModelError, SettingsError
 from ella_cli.model.base import device_of, leave_cudnn_attention, load_base
+from ella_cli.model.lora import attach_lora, detach_lora
 
 
 @pytest.fixture
@@ -53,3 +57,26 @@ def test_a_device_may_be_planned_for_elsewhere() -> None:
     assert device_of("cuda:99").index == 99
     with pytest.raises(SettingsError, match="--device gpu"):
         device_of("gpu")
+
+
+def test_greedy_is_greedy_whatever_the_checkpoint_would_rather(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    own = {"repetition_penalty": 3.0, "min_length": 40, "do_sample": True, "eos_token_id": 1}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    kept = load_base(str(folder), dtype="float32", device="cpu").model.generation_config
+    assert kept.eos_token_id == 1
+    assert kept.repetition_penalty in (None, 1.0)
+    assert not kept.min_length
+    assert not kept.do_sample
+
+
+def test_a_module_that_is_not_there_is_named(tiny_llama: Path) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    settings = resolve_settings(TrainSettings, {"target_modules": "q_proj, v_proj,"})
+    assert settings.target_modules == ("q_proj", "v_proj")
+    with pytest.raises(ModelError, match="has no module vproj, which --target-modules names"):
+        attach_lora(base, LoraFields(target_modules=("q_proj", "vproj")), seed=0)
+    # The model is as it was.
+    detach_lora(attach_lora(base, LoraFields(target_modules=("q_proj",)), seed=0))

@@ -252,3 +252,17 @@ def test_results_kept_alone_are_a_picture_with_equal_bytes_each_time(
         report.write(picture)
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     assert b"dc:date" not in pictures[0].read_bytes()
+
+
+def test_a_dollar_in_a_name_is_no_formula(write_run: WriteRun, tmp_path: Path) -> None:
+    run = write_run(order=["a$\\x$b", *ORDER[1:]])
+    make_report([run]).write(tmp_path / "report.svg")
+    assert "x$b" in (tmp_path / "report.svg").read_text()
+
+
+def test_runs_of_one_name_are_told_apart_by_as_many_folders_as_it_takes(
+    write_run: WriteRun,
+) -> None:
+    runs = [write_run(f"{name}/runs/s0") for name in ("a", "b")]
+    document = make_report(runs, past=False).json
+    assert [run["name"] for run in document["runs"]] == ["a/runs/s0", "b/runs/s0"]

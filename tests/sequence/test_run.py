@@ -12,9 +12,17 @@ from safetensors.torch import save_file
 
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import DataFields, EvaluateSettings, RunSettings
-from ella_cli.errors import AdapterError, PastError, SettingsError, StorageError
+from ella_cli.errors import (
+    AdapterError,
+    ModelError,
+    PastError,
+    SettingsError,
+    StorageError,
+    TaskError,
+)
 from ella_cli.inspect.run_stages import past_before
 from ella_cli.past import read_past
+from ella_cli.progress import Silence
 from ella_cli.sequence import (
     RunFolder,
     evaluate_adapters,
@@ -94,10 +102,13 @@ def test_two_tasks_of_one_name_are_refused() -> None:
 def test_what_the_model_is_after_each_stage(
     tmp_path: Path, method: str, sums: list[list[str]], tasks: list[tuple[int, ...] | None]
 ) -> None:
-    stages = stages_of(METHODS[method], [_adapter(tmp_path, name) for name in "abc"])
+    adapters = [_adapter(tmp_path, name) for name in "abc"]
+    stages = stages_of(METHODS[method], "abc", adapters)
     assert [[adapter.task for adapter in stage.adapters] for stage in stages] == sums
     assert [stage.tasks for stage in stages] == tasks
     assert [stage.name for stage in stages] == ["01-a", "02-b", "03-c"]
+    # Scores are filed under it, so what a stranger's adapter calls itself does not count.
+    assert stages_of(METHODS[method], "xyz", adapters)[0].name == "01-x"
 
 
 def test_the_past_of_a_run_protects_what_was_asked_for(tiny_llama: Path, tmp_path: Path) -> None:
@@ -164,3 +175,74 @@ def test_what_each_task_alone_scored_is_looked_at_before_anything_is_trained(
         with pytest.raises(error, match=words):
             run_order(settings, tmp_path / "run", single=single)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_scored_on_another_base(finished: Path, tiny_gpt2: Path) -> None:
+    written = (finished / "results.json").read_bytes()
+    with pytest.raises(ModelError, match="was made on a base with fingerprint"):
+        evaluate_run(finished, EvaluateSettings(model=str(tiny_gpt2)))
+    assert (finished / "results.json").read_bytes() == written
+
+
+def test_a_task_that_asks_otherwise_makes_another_run_and_other_scores(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "parcels"
+    folder.mkdir()
+    for split in ("train", "test"):
+        rows = "".join(f"{split} {i},{'late' if i % 2 else 'broken'}\n" for i in range(6))
+        (folder / f"{split}.csv").write_text("text,label\n" + rows)
+    settings = RunSettings(
+        order=str(folder), model=str(tiny_llama), dtype="float32", max_steps=1, decode="rank",
+        curvature_rows=0,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    run_order(settings, run)
+    cell = run / "scores/01-parcels/parcels.json"
+    before = json.loads(cell.read_text())["key"]
+    (folder / "task.yaml").write_text("instruction: What is wrong?\n")
+    with pytest.raises(SettingsError, match="instructions, labels or metrics have changed since"):
+        run_order(settings, run)
+    with pytest.raises(SettingsError, match="its task-digest is"):
+        run_order(settings, tmp_path / "other", first_stage=run)
+    evaluate_run(run, EvaluateSettings())
+    assert json.loads(cell.read_text())["key"] != before
+
+
+def test_a_prompt_that_cannot_fit_is_told_before_anything_is_trained(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    settings = RunSettings(
+        order="demo-topic,demo-mood", model=str(tiny_llama), limit=4, max_source_length=8
+    )
+    with pytest.raises(TaskError, match="demo-topic: instruction and options alone are"):
+        run_order(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_that_results_need_are_no_tasks(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.csv").write_text("text,label\na,x\nb,y\nc,x\nd,y\n")
+    with pytest.raises(SettingsError, match="no task can be called 'base' here"):
+        load_tasks([str(folder)], DataFields())
+
+
+def test_adapters_in_another_order_than_the_tasks_are_told(
+    finished: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    warnings: list[str] = []
+
+    class Heard(Silence):
+        def warn(self, words: str) -> None:
+            warnings.append(words)
+
+    stages = [finished / "stages" / name for name in ("02-demo-mood", "01-demo-topic")]
+    settings = EvaluateSettings(
+        model=str(tiny_llama), dtype="float32", limit=4, limit_test=2, decode="rank"
+    )
+    evaluate_adapters(
+        stages, "demo-topic,demo-mood", settings, tmp_path / "scores", progress=Heard()
+    )
+    assert "02-demo-mood has learned demo-mood and stands for demo-topic" in warnings[0]
