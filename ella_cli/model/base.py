@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -155,8 +155,20 @@ def _answer_plainly(model: PreTrainedModel) -> None:
 
 def fingerprint(model: torch.nn.Module) -> str:
     """SHA-256, in hex, over names, shapes and sampled values of `model`'s weights."""
+    weights = model.state_dict()
+    return fingerprint_of(weights, weights.__getitem__)
+
+
+def fingerprint_of(names: Iterable[str], read: Callable[[str], Tensor]) -> str:
+    """The same of a model that is not loaded, one weight at a time.
+
+    Args:
+        names: of all weights of its state, shared ones under each name.
+        read: gives one; a view of a file will do, of which little is then read.
+    """
     digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
+    for name in sorted(names):
+        weight = read(name)
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         digest.update(_sample(weight).numpy().tobytes())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ella_cli.errors import ModelError, ShapeError
+from ella_cli.model.base import load_base
 from ella_cli.past import accumulate
 from ella_cli.past.export import export_merged
 from tests.past.answers import answers_of_peft, load, logits, train_nothing
@@ -28,6 +29,26 @@ def test_the_merged_model_answers_as_all_adapters_together(
     expected = answers_of_peft(tiny_model, two)
     torch.testing.assert_close(logits(load(tmp_path / "merged")), expected, rtol=1e-4, atol=1e-5)
     assert (tmp_path / "merged" / "README.md").read_text().count("| ") > 2
+
+
+def test_only_the_base_that_the_past_was_made_on_is_merged(
+    tiny_model: Path, two: list[Path], tmp_path: Path
+) -> None:
+    base = load_base(str(tiny_model), dtype="float32", device="cpu")
+    for folder in two:
+        manifest = {"format": 1, "base": {"fingerprint": base.fingerprint}}
+        (folder / "ella.json").write_text(json.dumps(manifest))
+    past = accumulate(two, tmp_path / "w").past
+    model = load(tiny_model)
+    model.save_pretrained(tmp_path / "same", max_shard_size="30KB")
+    export_merged(past, tmp_path / "same", tmp_path / "merged")
+    # One weight of equal shape that the past does not touch.
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(ModelError, match="the past was made on a base with"):
+        export_merged(past, tmp_path / "other", tmp_path / "not-merged")
+    assert not (tmp_path / "not-merged").exists()
 
 
 def test_a_bf16_model_is_rounded_once(tiny_llama: Path, tmp_path: Path) -> None:

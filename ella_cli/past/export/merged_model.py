@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import ModelError, PastError, ShapeError
 from ella_cli.files import read_json
+from ella_cli.model.base import fingerprint_of
 from ella_cli.past.export.card import write_card
 from ella_cli.past.export.exported import Exported, empty_folder
 from ella_cli.past.past import Past
@@ -50,7 +52,8 @@ def export_merged(past: Past, model: Path, folder: Path) -> Exported:
         folder: must not hold anything yet.
 
     Raises:
-        ModelError: no such model, quantised, pickled, or one whose weights cannot take the past.
+        ModelError: no such model, another than the past's, quantised, pickled, or one whose
+            weights cannot take the past.
         ShapeError: a module has another shape in the model.
         PastError: no task in it, or the file is damaged.
         StorageError: the folder is not empty or cannot be written.
@@ -59,6 +62,7 @@ def export_merged(past: Past, model: Path, folder: Path) -> Exported:
         raise PastError(f"{past.path} holds no task", hint="accumulate an adapter first")
     shards = _shards(model)
     skeleton = _skeleton(model)
+    _check_ground(past, skeleton, shards, model)
     targets = [_target(skeleton, past, name) for name in past.names]
     keys = {key for shard in shards for key in shard.entries}
     placed = _placed(targets, keys, skeleton.base_model_prefix, model)
@@ -120,6 +124,36 @@ def _skeleton(model: Path) -> PreTrainedModel:
             hint="only architectures that transformers knows can be merged; export --as peft",
         ) from error
     return skeleton
+
+
+def _check_ground(
+    past: Past, skeleton: PreTrainedModel, shards: list[TensorFile], model: Path
+) -> None:
+    """Makes sure that these are the weights the past was made on, as far as files can tell."""
+    files = {key: shard for shard in shards for key in shard.entries}
+    shared: dict[int, list[str]] = defaultdict(list)
+    for name, weight in skeleton.named_parameters(remove_duplicate=False):
+        shared[id(weight)].append(name)
+    twins = {name: names for names in shared.values() for name in names}
+    prefix = f"{skeleton.base_model_prefix}."
+    keys = {
+        name: next(
+            (key for twin in twins.get(name, [name])
+             for key in (twin, twin.removeprefix(prefix), prefix + twin) if key in files),
+            None,
+        )
+        for name in skeleton.state_dict()
+    }  # fmt: skip
+    if not past.base.fingerprint or None in keys.values():
+        # An adapter from elsewhere, or files with other names than the model's: nothing to compare.
+        return
+    found = fingerprint_of(keys, lambda name: files[str(keys[name])].map(str(keys[name])))
+    if found != past.base.fingerprint:
+        raise ModelError(
+            f"{model} has fingerprint {found[:12]}, the past was made on a base with "
+            f"{past.base.fingerprint[:12]}",
+            hint="give --model the model that the past was made on; `ella inspect past` names it",
+        )
 
 
 def _target(skeleton: PreTrainedModel, past: Past, name: str) -> _Target:
