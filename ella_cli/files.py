@@ -79,7 +79,7 @@ def new_folder(path: Path) -> Iterator[Path]:
                 finally:
                     if not path.exists() and outgoing.exists():
                         outgoing.rename(path)
-                shutil.rmtree(outgoing)
+                shutil.rmtree(outgoing, ignore_errors=True)
             else:
                 temporary.rename(path)
             _flush(path.parent)
@@ -114,7 +114,8 @@ def check_replaceable(path: Path, sign: str) -> None:
 
 def _bring_back(path: Path) -> None:
     """What `new_folder` put aside for a new one that then never came."""
-    aside = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"))
+    # Eight characters, as mkdtemp draws them: `.v1.5.….old` is not what was put aside of v1.
+    aside = sorted(path.parent.glob(f".{glob.escape(path.name)}.????????.old"))
     if aside and not path.exists():
         aside.pop().rename(path)
     for left_behind in aside:

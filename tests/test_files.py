@@ -57,12 +57,17 @@ def test_what_is_not_json_is_a_matter_of_storage(tmp_path: Path, content: bytes)
 
 def test_a_folder_put_aside_for_a_new_one_that_never_came_is_back(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
-    aside = tmp_path / ".adapter.abc.old"
+    aside = tmp_path / ".adapter.abcdefgh.old"
     aside.mkdir()
     (aside / "sign").write_text("old")
     check_replaceable(folder, "sign")
     assert (folder / "sign").read_text() == "old"
     assert not aside.exists()
+    # Nor is another folder's taken for it, or taken away.
+    other = tmp_path / ".adapter.last-good.abcdefgh.old"
+    other.mkdir()
+    check_replaceable(folder, "sign")
+    assert other.is_dir()
 
 
 def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(

@@ -81,7 +81,7 @@ def export(
 
 def _local_model(held: Past, model: str | None) -> Path:
     from ella_cli.errors import ModelError
-    from ella_cli.model.source import local_folder
+    from ella_cli.model.source import hub_id, local_folder
 
     named = held.base.model
     if model is None and not named:
@@ -94,6 +94,8 @@ def _local_model(held: Past, model: str | None) -> Path:
         # A path of another machine may be the name of anybody's model on the hub.
         return local_folder(named, fetch=False)
     except ModelError as error:
+        if hub_id(named) != named:
+            raise
         raise ModelError(
             f"the past was made on {named}, which is not here",
             hint=f"give --model a folder, or --model {named} to get that from the hub",

@@ -60,9 +60,12 @@ def evaluate_run(
     tasks = load_tasks(resolve_order(settings.order), chosen, progress)
     alone = single_rows(single, tasks) if single else None
     names = stage_names(method_of(settings), [task.spec.name for task in tasks])
-    adapters = run.finished(names)
+    method = method_of(settings)
+    adapters = run.finished(names, alone=not (method.summed or method.carried))
     base = base_once(chosen, progress)
-    base().check_ground(str(folder), run.read()["base"].get("fingerprint"))
+    if chosen.dtype == settings.dtype or "float16" not in (chosen.dtype, settings.dtype):
+        # Loaded as float16, the same weights may have other values, and another fingerprint.
+        base().check_ground(str(folder), run.read()["base"].get("fingerprint"))
     return score_run(run, base, tasks, adapters, settings, chosen, alone, progress)
 
 
@@ -97,7 +100,7 @@ def evaluate_adapters(
         )
     for task, adapter in zip(tasks, adapters, strict=False):
         learned = (adapter.manifest or {}).get("task")
-        if learned is not None and learned != task.spec.name:
+        if learned not in (None, "joint", task.spec.name):
             progress.warn(
                 f"{adapter.path} has learned {learned} and stands for {task.spec.name}: name the "
                 "adapters in the order of the tasks"

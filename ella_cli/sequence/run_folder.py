@@ -38,11 +38,12 @@ class RunFolder(RunPaths):
         folder = self.stage(index, name)
         return read_adapter(folder) if (folder / MANIFEST).is_file() else None
 
-    def finished(self, names: Sequence[str]) -> list[Adapter]:
+    def finished(self, names: Sequence[str], *, alone: bool = False) -> list[Adapter]:
         """The adapters of the stages trained so far, in order.
 
         Args:
             names: of all stages.
+            alone: whether each stands by itself.
 
         Raises:
             SettingsError: a stage is not there, but one that was trained after it is.
@@ -52,9 +53,11 @@ class RunFolder(RunPaths):
         later = next((one for one in found[count:] if one is not None), None)
         if later is not None:
             raise SettingsError(
-                f"{self.stage(count, names[count])} is not there, but {later.path.name}, which was "
-                "trained after it, is",
-                hint="put it back, or delete all later stages and wpast.safetensors; then the same "
+                f"{self.stage(count, names[count])} is not there, but {later.path.name}, which "
+                "comes after it, is",
+                hint="`ella run` with its settings trains it"
+                if alone
+                else "put it back, or delete all later stages and wpast.safetensors; then the same "
                 "command trains them anew",
             )
         return [one for one in found[:count] if one is not None]

@@ -61,8 +61,10 @@ def work(job: Job, progress: Progress = SILENCE) -> None:
         fill_queue(study, job.points, job.folder)
         if trials_of(study, job.points, "WAITING"):
             _next(study, job, progress)
-        elif len(settled(study, job.points)) < len(job.points):
-            # Others are at them; should a worker die, its run is ours to go on with.
+        elif len(settled(study, job.points)) < len(job.points) or trials_of(
+            study, job.points, "RUNNING"
+        ):
+            # Others are at them, perhaps once more; should one die, its run is ours to go on with.
             time.sleep(_PATIENCE)
         else:
             return
@@ -70,12 +72,17 @@ def work(job: Job, progress: Progress = SILENCE) -> None:
 
 def _next(study: Study, job: Job, progress: Progress) -> None:
     """One trial; what becomes of it is in the study."""
-    taken_away = False
+    from optuna import TrialPruned
+
+    taken_away, raised = False, None
 
     def objective(trial: Trial) -> float:
-        nonlocal taken_away
+        nonlocal taken_away, raised
         try:
             return _run(trial, job, progress)
+        except BaseException as error:
+            raised = error
+            raise
         finally:
             taken_away = is_finished(trial)
 
@@ -86,6 +93,8 @@ def _next(study: Study, job: Job, progress: Progress) -> None:
         # What it has done lies in the run's folder, where the run's next trial finds it.
         if not taken_away:
             raise
+        if raised is not None and not isinstance(raised, TrialPruned | EllaError):
+            raise raised from None
 
 
 def _run(trial: Trial, job: Job, progress: Progress) -> float:

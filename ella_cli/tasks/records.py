@@ -119,7 +119,7 @@ def _csv_records(path: Path, text: str, delimiter: str | None) -> Iterator[Recor
                 f"{path} has no second column, so no answers",
                 hint="its first line names the columns, such as `text,label`",
             )
-        twice = next((name for name in header if header.count(name) > 1), None)
+        twice = next((name for name in header if name and header.count(name) > 1), None)
         if twice is not None:
             raise TaskError(
                 f"{path} has two columns called {twice!r}", hint="rename one in its first line"

@@ -70,13 +70,18 @@ class _Patterns(NamedTuple):
     between: re.Pattern[str]  # one character that is neither of a word nor space nor kept
 
 
+def _is_selector(code: int) -> bool:
+    """Whether it only says how the sign before it is drawn, as after an emoji."""
+    return 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF
+
+
 @functools.cache
 def _patterns() -> _Patterns:
     # Vowel signs and accents: in many scripts no letter of their own, yet half of a word.
     marks = "".join(
         f"\\U{code:08x}"
         for code in range(sys.maxunicode + 1)
-        if unicodedata.category(chr(code)).startswith("M")
+        if unicodedata.category(chr(code)) in ("Mn", "Mc") and not _is_selector(code)
     )
     return _Patterns(
         re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])(?:[^\W_]|[{marks}]))+"),

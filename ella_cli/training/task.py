@@ -253,6 +253,8 @@ def _run(
         progress.note(f"going on from {checkpoint.name} of {assignment.name}")
     if checkpoint and trainer.take_finished(checkpoint):
         advance(steps, "")
+        # The main process may soon be done with it, and take it away.
+        processes.wait()
         return
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         if not self._finite_everywhere(loss):
             if self._failed is not None:
                 raise self._failed
+            if math.isfinite(loss.item()):
+                raise NonFiniteError(
+                    f"the loss or the penalty of another process is no number at step "
+                    f"{self.state.global_step + 1}",
+                    hint="lower --learning-rate or --lambda, or use --dtype float32",
+                )
             raise NonFiniteError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1} "
                 f"(cross-entropy {self.step_ce:.4g})",
@@ -106,6 +113,15 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         wait = self.accelerator.wait_for_everyone
         with whole_checkpoint(folder, wait, main=self.is_world_process_zero()):
             super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # Left to itself, PEFT asks the hub whether the base's vocabulary has grown.
+        peft: Any = self.model
+        peft.save_pretrained = partial(peft.save_pretrained, save_embedding_layers=False)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del peft.save_pretrained
 
     def meeting(self, penalty: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """The penalty, which says NaN where it would raise in one process of several.

@@ -42,6 +42,14 @@ def test_only_the_base_that_the_past_was_made_on_is_merged(
     model = load(tiny_model)
     model.save_pretrained(tmp_path / "same", max_shard_size="30KB")
     export_merged(past, tmp_path / "same", tmp_path / "merged")
+    # Loaded as float16 its values are others, and it is the same base.
+    dtype = "float16" if base.kind == "decoder" else "float32"
+    halved = load_base(str(tiny_model), dtype=dtype, device="cpu").fingerprint
+    for folder in two:
+        manifest = {"format": 1, "base": {"fingerprint": halved}}
+        (folder / "ella.json").write_text(json.dumps(manifest))
+    of_half = accumulate(two, tmp_path / "half").past
+    export_merged(of_half, tmp_path / "same", tmp_path / "merged-half")
     # One weight of equal shape that the past does not touch.
     with torch.no_grad():
         next(model.parameters()).mul_(1.5)

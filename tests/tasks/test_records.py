@@ -116,5 +116,9 @@ def test_what_no_reader_can_take_is_named(tmp_path: Path) -> None:
 def test_a_column_may_be_long_but_not_there_twice(tmp_path: Path) -> None:
     text = "word " * 40_000
     assert _read(tmp_path, "a.csv", f"text,label\n{text},x\n") == [{"text": text, "label": "x"}]
+    # Spreadsheets leave empty columns behind.
+    assert _read(tmp_path, "c.csv", "text,label,,\na,b,,\n") == [
+        {"text": "a", "label": "b", "": ""}
+    ]
     with pytest.raises(TaskError, match="two columns called 'label'"):
         _read(tmp_path, "b.csv", "text,label,label\na,b,c\n")

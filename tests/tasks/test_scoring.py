@@ -144,3 +144,6 @@ def test_an_answer_of_nothing_but_signs_is_not_matched_by_silence() -> None:
         assert _score("accuracy", "", answer) == 0.0
         assert _score("accuracy", "-", answer) == 0.0
         assert _score("accuracy", f" {answer}", answer) == 1.0
+    # How a sign is drawn is no word.
+    assert normalise("positive \u263a\ufe0f") == "positive"
+    assert words("positive \u263a\ufe0f") == ["positive"]
