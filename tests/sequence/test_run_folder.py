@@ -43,7 +43,10 @@ def test_a_claim_is_written_once_and_held_to(tmp_path: Path) -> None:
         ({"seed": 7}, "its seed is 0, now it is 7"),
         ({"method": "olora"}, "its method is ella, now it is olora"),
         ({"lam": 5.0}, "its lambda is None, now it is 5.0"),
-        ({"facts": {**FACTS, "data_fingerprints": {"amazon": "d1"}}}, "its tasks' rows have changed since"),
+        (
+            {"facts": {**FACTS, "data_fingerprints": {"amazon": "d1"}}},
+            "its tasks' rows have changed since",
+        ),
         ({"facts": {**FACTS, "base": {"model": "smollm2", "fingerprint": "b1"}}}, "its base is"),
         ({"facts": {**FACTS, "processes": 2}}, "its processes is 1, now it is 2"),
     ],
