@@ -114,7 +114,7 @@ def main() -> None:
         _say(
             f"out of memory: {str(error).splitlines()[0][:200]}",
             "lower --per-device-train-batch-size and raise --gradient-accumulation-steps, lower "
-            "--max-source-length, or see `ella plan`; the same command goes on",
+            "--max-source-length; `ella plan` estimates what fits",
         )
         sys.exit(2)
     # Without its own mode typer gives a command's exit code back; Ctrl-C is 130.

@@ -107,22 +107,21 @@ def _check_method(
             if method.carried
             else "leave --past out",
         )
-    if past and method.name == "olora" and not earlier:
+    if past and method.apart and not earlier:
         raise SettingsError(
-            "olora needs the earlier adapters themselves beside their sum",
+            f"{settings.method} needs the earlier adapters themselves beside their sum",
             hint="name them with --earlier FOLDER, again for each, in order",
         )
-    takes_earlier = method.carried or method.name == "olora"
-    if earlier and not takes_earlier:
+    if earlier and not (method.carried or method.apart):
         raise SettingsError(
             f"{settings.method} makes nothing of earlier adapters",
             hint="accumulate them into a past and name that with --past"
             if method.summed
             else "leave --earlier out",
         )
-    if earlier and method.name == "olora" and not past:
+    if earlier and method.apart and not past:
         raise SettingsError(
-            "olora trains on top of the earlier adapters' sum",
+            f"{settings.method} trains on top of the earlier adapters' sum",
             hint="accumulate them and name the past with --past",
         )
     if replay and not replays:

@@ -94,10 +94,13 @@ def _find_columns(fields: Mapping[str, Any], path: Path) -> tuple[Columns, list[
             for name in (*TEXT_NAMES, *ANSWER_NAMES)
             if name in by_name and by_name[name] not in (text, answer)
         ]
-        return Columns(text=text, answer=answer), [
-            f"{path.name}: took column {text!r} for the text and {answer!r} for the answer, and "
-            f"left {', '.join(map(repr, others))} out; " + _TASK_YAML
-        ] * bool(others)
+        notes = []
+        if others:
+            notes.append(
+                f"{path.name}: took column {text!r} for the text and {answer!r} for the answer, "
+                f"and left {', '.join(map(repr, others))} out; " + _TASK_YAML
+            )
+        return Columns(text=text, answer=answer), notes
     if "instruction" in by_name and answer:
         return Columns(text=by_name["instruction"], answer=answer), []
     if len(fields) == 2:

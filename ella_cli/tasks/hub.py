@@ -56,10 +56,9 @@ def _rows(
     spec: TaskSpec, hub: Hub, split: str, per_label: int | None, most: int
 ) -> tuple[Row, ...]:
     table = _load(spec, hub, split)
-    missing = [name for name in (hub.answer,) if name not in table.column_names]
-    if missing:
+    if hub.answer not in table.column_names:
         raise TaskError(
-            f"{hub.dataset} ({split}) has no column {missing[0]!r}; it has "
+            f"{hub.dataset} ({split}) has no column {hub.answer!r}; it has "
             + ", ".join(table.column_names),
             hint="the hub's copy has changed; use local files with --data",
         )

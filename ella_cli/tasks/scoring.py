@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ella_cli.tasks.rows import Row
+from ella_cli.tasks.rows import Row, normal_form
 from ella_cli.tasks.sari import sari
 from ella_cli.tasks.spec import TaskSpec
 
@@ -107,11 +107,9 @@ def _scorer(spec: TaskSpec) -> Callable[[str, Row], float]:
 
 def _same(prediction: str, answer: str, key: Callable[[str], str]) -> bool:
     # Of an answer such as "+" nothing is left to compare.
-    return key(prediction) == key(answer) if key(answer) else _plain(prediction) == _plain(answer)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+    if not key(answer):
+        key = normal_form
+    return key(prediction) == key(answer)
 
 
 def _comparison(spec: TaskSpec) -> Callable[[str], str]:
@@ -120,7 +118,7 @@ def _comparison(spec: TaskSpec) -> Callable[[str], str]:
     plain = {normalise(label) for label in spec.labels}
     if len(plain) < len(spec.labels) or "" in plain:
         # Labels such as "+" and "-", or "C" and "C++", differ in punctuation only.
-        return _plain
+        return normal_form
     return normalise
 
 

@@ -53,6 +53,7 @@ class Method:
     Attributes:
         carried: the last stage's adapter is trained on, instead of a fresh one.
         joint: all tasks are one stage.
+        apart: the earlier adapters themselves are needed, beside their sum.
         replays: a share of each past task's rows is learned again with the new ones.
         lam: the weight of the penalty unless the user gives one; `strength` knows "auto".
         penalty: what is added to the loss, None for nothing.
@@ -61,6 +62,7 @@ class Method:
     name: str
     carried: bool = False
     joint: bool = False
+    apart: bool = False
     replays: bool = False
     lam: float | Literal["auto"] = 0.0
     penalty: Callable[[Situation], Penalty | None] | None = None
@@ -141,6 +143,7 @@ METHODS: dict[str, Method] = {
         Method("seqlora", carried=True),
         Method(
             "olora",
+            apart=True,
             lam=0.5,
             penalty=olora_penalty,
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,15 +135,13 @@ def _check_ground(
     for name, weight in skeleton.named_parameters(remove_duplicate=False):
         shared[id(weight)].append(name)
     twins = {name: names for names in shared.values() for name in names}
-    prefix = f"{skeleton.base_model_prefix}."
+    prefix = skeleton.base_model_prefix
     keys = {
         name: next(
-            (key for twin in twins.get(name, [name])
-             for key in (twin, twin.removeprefix(prefix), prefix + twin) if key in files),
-            None,
+            filter(None, (_stored(twin, files, prefix) for twin in twins.get(name, [name]))), None
         )
         for name in skeleton.state_dict()
-    }  # fmt: skip
+    }
     if not past.base.fingerprint or None in keys.values():
         # An adapter from elsewhere, or files with other names than the model's: nothing to compare.
         return
@@ -152,9 +150,10 @@ def _check_ground(
         return files[str(keys[name])].map(str(keys[name]))
 
     found = fingerprint_of(keys, read)
+    if found == past.base.fingerprint:
+        return
     # Loaded as float16, weights that are stored finer have other values.
-    halved = fingerprint_of(keys, lambda name: read(name).to(torch.float16))
-    if past.base.fingerprint not in (found, halved):
+    if fingerprint_of(keys, lambda name: read(name).half()) != past.base.fingerprint:
         raise ModelError(
             f"{model} has fingerprint {found[:12]}, the past was made on a base with "
             f"{past.base.fingerprint[:12]}",
@@ -196,15 +195,20 @@ def _refuse_shared(skeleton: PreTrainedModel, name: str, weight: Tensor) -> None
             )
 
 
+def _stored(key: str, keys: Container[str], prefix: str) -> str | None:
+    """A weight's name in the files; older ones lack the model's own prefix."""
+    bare = key.removeprefix(f"{prefix}.")
+    return next((one for one in (key, bare, f"{prefix}.{key}") if one in keys), None)
+
+
 def _placed(
     targets: list[_Target], keys: set[str], prefix: str, model: Path
 ) -> Mapping[str, _Target]:
-    """Tensor name in the files -> target; older files lack the model's own prefix."""
+    """Tensor name in the files -> target."""
     placed = {}
     for target in targets:
         key = f"{target.name}.weight"
-        bare = key.removeprefix(f"{prefix}.")
-        found = next((k for k in (key, bare, f"{prefix}.{key}") if k in keys), None)
+        found = _stored(key, keys, prefix)
         if found is None:
             raise ModelError(
                 f"the files of {model} hold no {key}",
