@@ -17,7 +17,8 @@ from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature_file import CURVATURE, read_curvature, write_curvature
 from ella_cli.errors import AdapterError, PastError
 from ella_cli.past import accumulate, read_past
-from tests.past.test_curvature import MakeAdapter, Q, falling, of_adapter, three
+from tests.past.conftest import MakeAdapter
+from tests.past.test_curvature import Q, falling, of_adapter, three
 
 __all__ = ["three"]
 
