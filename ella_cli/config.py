@@ -40,6 +40,9 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Lambda = Annotated[
     Weight | Literal["auto"] | tuple[Weight | Literal["auto"], ...] | None, BeforeValidator(_lambda)
 ]
+Importance = Annotated[
+    Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"], BeforeValidator(_lambda)
+]
 # What `rho` is where the user names none. With curvature a predicted nat counts as ten: answers of
 # what was trained against a prediction move several times as far, and over many tasks it adds up
 # (docs/decisions/0006, 0008).
@@ -191,6 +194,12 @@ class CurvatureFields(Settings):
     )  # fmt: skip
     energy_rank: int = _field(
         64, "Eigenvectors kept of each factor of the curvature.", panel="Method", ge=1
+    )
+    importance: Importance = _field(
+        "auto",
+        "How much the task's curvature counts in later penalties: a number, 1 for in full, or "
+        "auto, by how much of the task was learned.",
+        panel="Method",
     )
 
 

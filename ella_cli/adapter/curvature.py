@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ella_cli.adapter.adapter import layers_in_order
 from ella_cli.adapter.curvature_record import (
     DIRECTIONS_VERSION,
+    IMPORTANCE_VERSION,
     CurvatureRecord,
     check_known,
     factors_digest,
@@ -190,10 +191,17 @@ def curvature_keys(
 def check_version(curvature: Curvature, error: type[EllaError]) -> None:
     """
     Raises:
-        error: the record's version is none, or one that has no directions, and there are some.
+        error: the record's version is none, or one that has no directions, and there are some, or
+            no importance.
     """
     record, where = curvature.record, curvature.file.path
     check_known(record, where, error)
+    if record.importance != 1 and record.version < IMPORTANCE_VERSION:
+        raise error(
+            f"{where}: the curvature of {record.task} is of version {record.version}, which has "
+            "no importance",
+            hint="make it again with `ella measure`",
+        )
     if curvature.directions and record.version < DIRECTIONS_VERSION:
         raise error(
             f"{where}: the curvature of {record.task} is of version {record.version}, which has "
@@ -234,4 +242,4 @@ def _digest(curvature: Curvature) -> str:
         for name, key in plain.items()
     ]
     entries = {name: curvature.entry(key) for name, key in plain.items()}
-    return factors_digest(sums, entries, curvature.record.floors)
+    return factors_digest(sums, entries, curvature.record)

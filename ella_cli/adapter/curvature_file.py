@@ -11,6 +11,7 @@ from ella_cli.adapter.adapter import Adapter, layers_in_order
 from ella_cli.adapter.curvature import LETTERS, Curvature, check_version, curvature_keys
 from ella_cli.adapter.curvature_record import (
     DIRECTIONS_VERSION,
+    IMPORTANCE_VERSION,
     METADATA_KEY,
     RECORD,
     CurvatureRecord,
@@ -52,7 +53,9 @@ def write_curvature(
     record = record.with_floors(floors)
     if any(one.directions is not None for one in modules.values()):
         record = replace(record, version=DIRECTIONS_VERSION)
-    record = replace(record, digest=factors_digest(sums, layout, record.floors))
+    if record.importance != 1:
+        record = replace(record, version=IMPORTANCE_VERSION)
+    record = replace(record, digest=factors_digest(sums, layout, record))
     metadata = {"format": "pt", METADATA_KEY: RECORD.dump_json(record).decode()}
     with (
         replacing(folder / CURVATURE) as temporary,

@@ -16,7 +16,8 @@ from ella_cli.errors import AdapterError, EllaError
 
 METADATA_KEY = "ella_curvature"
 # 2 is 1 with floors, 3 has directions too: a reader of less would leave out part of what protects.
-PLAIN_VERSION, FLOORS_VERSION, DIRECTIONS_VERSION = 1, 2, 3
+# 4 does not count in full, which such a reader would make it do.
+PLAIN_VERSION, FLOORS_VERSION, DIRECTIONS_VERSION, IMPORTANCE_VERSION = 1, 2, 3, 4
 
 Floor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -37,7 +38,9 @@ class CurvatureRecord:
             or did not say.
         dropped: module -> shares of the traces of G and of C whose eigenvectors were cut off.
         floors: module -> γ and κ; none where both are 0.
-        digest: over all factors and floors.
+        information: what an answer says of its question, nats an answer; None where not measured.
+        importance: how much it counts in a penalty; predictions are in full whatever it is.
+        digest: over all factors, floors and the importance.
     """
 
     adapter: str
@@ -53,6 +56,8 @@ class CurvatureRecord:
     shrinkage: float | None = None
     dropped: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     floors: Mapping[str, tuple[Floor, Floor]] = field(default_factory=dict)
+    information: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    importance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     digest: str = ""
     version: int = PLAIN_VERSION
 
@@ -90,10 +95,10 @@ def check_known(record: CurvatureRecord, where: object, error: type[EllaError]) 
     Raises:
         error: it is of a later version.
     """
-    if not PLAIN_VERSION <= record.version <= DIRECTIONS_VERSION:
+    if not PLAIN_VERSION <= record.version <= IMPORTANCE_VERSION:
         raise error(
             f"{where}: the curvature of {record.task} is of version {record.version}; this ella "
-            f"reads {PLAIN_VERSION} to {DIRECTIONS_VERSION}",
+            f"reads {PLAIN_VERSION} to {IMPORTANCE_VERSION}",
             hint="update ella",
         )
 
@@ -101,19 +106,22 @@ def check_known(record: CurvatureRecord, where: object, error: type[EllaError]) 
 def factors_digest(
     sums: list[tuple[str, str]],
     entries: Mapping[str, Entry],
-    floors: Mapping[str, tuple[float, float]],
+    record: CurvatureRecord,
 ) -> str:
-    """SHA-256 over a line a factor and a line a module with floors, as docs/file-formats.md has it.
+    """SHA-256 over lines of factors, floors and importance, as docs/file-formats.md has it.
 
     Args:
         sums: name of each factor and the SHA-256 of its bytes, in order.
         entries: their dtypes and shapes.
-        floors: module -> γ and κ.
+        record: says γ and κ, and the importance.
     """
     digest = hashlib.sha256()
     for key, checksum in sums:
         entry = entries[key]
         digest.update(f"{key} {entry.dtype} {list(entry.shape)} {checksum}\n".encode())
-    for name in sorted(floors, key=layers_in_order):
-        digest.update(f"{name} floors {floors[name][0]!r} {floors[name][1]!r}\n".encode())
+    for name in sorted(record.floors, key=layers_in_order):
+        gamma, kappa = record.floors[name]
+        digest.update(f"{name} floors {gamma!r} {kappa!r}\n".encode())
+    if record.importance != 1:
+        digest.update(f"importance {record.importance!r}\n".encode())
     return digest.hexdigest()

@@ -52,5 +52,7 @@ def measure(
         f"{facts['seconds']:.0f} s\n"
         f"rank {facts['rank']}: at most {dropped['g']:.1%} of G and {dropped['c']:.1%} of C "
         "dropped in a module\n"
+        f"its answers say {max(facts['information'], 0.0):.2g} nats of what was asked: it counts "
+        f"{facts['importance']:.0%} in later penalties\n"
         f"next: ella accumulate {adapter} --past wpast.safetensors",
     )

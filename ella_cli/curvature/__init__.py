@@ -1,7 +1,8 @@
 """How much the loss of a task just learned rises when the weights move on: measured, not kept data.
 
     measure_curvature   a trained model and a few rows -> G ⊗ C and directions per module, in nats
-                        per answer token
+                        per answer token, and how much the answers say of the questions
+    importance_of       how much the task counts for that
 
 docs/method.md derives the estimate; `adapter.curvature` keeps it, `kernels.curvature` uses it.
 """
@@ -9,6 +10,16 @@ docs/method.md derives the estimate; `adapter.curvature` keeps it, `kernels.curv
 from __future__ import annotations
 
 from ella_cli.curvature.directions import COLUMNS, DIRECTIONS, basis_columns
-from ella_cli.curvature.measure import SHRINKAGE, Measured, measure_curvature
+from ella_cli.curvature.learned import importance_of
+from ella_cli.curvature.measure import LOOKS, SHRINKAGE, Measured, measure_curvature
 
-__all__ = ["COLUMNS", "DIRECTIONS", "SHRINKAGE", "Measured", "basis_columns", "measure_curvature"]
+__all__ = [
+    "COLUMNS",
+    "DIRECTIONS",
+    "LOOKS",
+    "SHRINKAGE",
+    "Measured",
+    "basis_columns",
+    "importance_of",
+    "measure_curvature",
+]

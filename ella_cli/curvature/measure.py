@@ -21,6 +21,7 @@ from torch import nn
 
 from ella_cli.curvature.directions import Together
 from ella_cli.curvature.estimate import Moments, fisher_probe, low_rank
+from ella_cli.curvature.learned import to_other_questions, total_loss
 from ella_cli.curvature.sketch import PsdSums
 from ella_cli.curvature.tokens import Tokens, not_finite, token_gradients, watched
 from ella_cli.kernels import Kronecker
@@ -33,6 +34,9 @@ from ella_cli.progress import Advance
 # twenty tasks among 0, 0.05, 0.1 and 0.3, which learned too little (docs/decisions/0007).
 SHRINKAGE = 0.05
 
+# At factors, at directions, and at the answers to other questions.
+LOOKS = 3
+
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -44,6 +48,8 @@ class Measured:
         held: name -> the share of its trace that the directions hold.
         rows: examples looked at.
         tokens: their answer tokens.
+        loss: cross-entropy of the rows' answers, nats an answer.
+        information: what an answer says of its question, nats an answer (`learned`).
     """
 
     modules: Mapping[str, Kronecker]
@@ -51,6 +57,8 @@ class Measured:
     held: Mapping[str, float]
     rows: int
     tokens: int
+    loss: float
+    information: float
 
 
 def measure_curvature(
@@ -68,11 +76,11 @@ def measure_curvature(
     Args:
         base: the base model.
         model: the PEFT model on it, with the task's trained adapter.
-        rows: what `Encoder.example` gives.
+        rows: what `Encoder.example` gives, in an order that says nothing.
         rank: eigenvectors kept of each G and each C.
         seed: of the probes.
         batch_size: sequences a pass.
-        advance: told of every batch, of each of two looks at the rows.
+        advance: told of every batch, of each of `LOOKS` looks at the rows.
 
     Raises:
         NonFiniteError: a module's curvature is infinite or NaN.
@@ -82,14 +90,15 @@ def measure_curvature(
     generator = torch.Generator().manual_seed(seed)
     sums = PsdSums(rank, seed)
     moments: dict[str, Moments] = {}
-    tokens = 0
+    tokens, loss = 0, 0.0
     was_training = base.model.training
     base.model.train(False)
     try:
         with watched(layers) as seen:
             look = partial(_look, base, ordered, batch_size, generator, seen, advance)
-            for count, looked_at in look():
+            for count, nats, looked_at in look():
                 tokens += count
+                loss += nats
                 for name, (x, g) in looked_at.items():
                     if name not in moments:
                         moments[name] = Moments(
@@ -98,12 +107,14 @@ def measure_curvature(
                     moments[name].add(x, g)
             modules, dropped = _factored(moments, rank, tokens)
             together = Together(modules)
-            for _, looked_at in look():
+            for _, _, looked_at in look():
                 together.add(looked_at)
+        others = total_loss(base, to_other_questions(base, rows), batch_size, advance)
     finally:
         base.model.train(was_training)
     joined, held = together.joined(tokens)
-    return Measured(joined, dropped, held, len(ordered), tokens)
+    count = len(ordered)
+    return Measured(joined, dropped, held, count, tokens, loss / count, (others - loss) / count)
 
 
 def _look(
@@ -113,15 +124,16 @@ def _look(
     generator: torch.Generator,
     seen: Tokens,
     advance: Advance,
-) -> Iterator[tuple[int, Tokens]]:
-    """Of each batch, freshly probed: its answer tokens, and what the layers take and get."""
+) -> Iterator[tuple[int, float, Tokens]]:
+    """Of each batch, freshly probed: its answer tokens, their loss, what layers take and get."""
     collate = base.collator()
     for start in range(0, len(rows), batch_size):
         with torch.enable_grad():
             logits, labels = base.answer_logits(collate(rows[start : start + batch_size]))
+            nats = float(nn.functional.cross_entropy(logits.detach(), labels, reduction="sum"))
             probe = fisher_probe(logits.detach().softmax(-1), generator)
             looked_at = token_gradients(logits, probe, seen)
-        yield len(labels), looked_at
+        yield len(labels), nats, looked_at
         seen.clear()
         advance(1, "")
 

@@ -89,12 +89,19 @@ class ModuleCurvature:
 
 @dataclass(frozen=True)
 class TaskCurvature:
-    """`trace` is Σ tr G tr C, of the blocks alone: nats per answer token for ΔW of variance 2."""
+    """`trace` is Σ tr G tr C, of the blocks alone: nats per answer token for ΔW of variance 2.
+
+    Attributes:
+        information: what an answer says of its question, nats; None where it was not measured.
+        importance: how much it counts in a penalty.
+    """
 
     task: str
     trace: float
     coherence: float
     rows: int
+    information: float | None
+    importance: float
     modules: tuple[ModuleCurvature, ...]
 
 
@@ -239,7 +246,15 @@ def _task(task: str, curvature: Curvature) -> TaskCurvature:
         share = trace / total if total else 0.0
         modules.append(ModuleCurvature(name, share, *ranks[name], *dropped))
     record = curvature.record
-    return TaskCurvature(task, total, record.coherence, record.rows, tuple(modules))
+    return TaskCurvature(
+        task,
+        total,
+        record.coherence,
+        record.rows,
+        record.information,
+        record.importance,
+        tuple(modules),
+    )
 
 
 def _effective_rank(factor: Tensor) -> float:

@@ -166,13 +166,16 @@ class Past:
 
     @property
     def weighed_curvatures(self) -> tuple[tuple[Curvature, float], ...]:
-        """Each curvature and how much its task counts for the energy, 0 beyond the last K."""
+        """Each curvature and how much it counts for the energy, 0 beyond the last K tasks."""
         weights: dict[str, float] = {}
         for task, weight in zip(
             self.tasks, self.record.energy.weights(len(self.tasks)), strict=True
         ):
             weights[task.digest] = weights.get(task.digest, 0.0) + weight
-        return tuple((one, weights.get(one.record.adapter, 0.0)) for one in self.curvatures)
+        return tuple(
+            (one, weights.get(one.record.adapter, 0.0) * one.record.importance)
+            for one in self.curvatures
+        )
 
     @property
     def directions_size(self) -> tuple[int, int]:

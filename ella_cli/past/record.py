@@ -19,9 +19,9 @@ Store = Literal["factored", "dense"]
 Energy = Literal["sum", "abs", "rss", "curvature"]
 
 METADATA_KEY = "ella_past"
-# 2 is 1 with curvature, 3 and 4 hold curvatures of versions 2 and 3: an earlier reader would leave
-# out what the file is told to protect.
-PLAIN_VERSION, CURVATURE_VERSION, LATEST_VERSION = 1, 2, 4
+# 2 is 1 with curvature, 3 to 5 hold curvatures of versions 2 to 4: an earlier reader would leave
+# out what the file is told to protect, or weigh it otherwise.
+PLAIN_VERSION, CURVATURE_VERSION, LATEST_VERSION = 1, 2, 5
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def curvature_section(tasks: tuple[TaskCurvature, ...], unmeasured: tuple[str, .
         parts.append(
             Words(
                 f"{task.task}: {worst.share:.0%} of its curvature sits in {worst.name} "
-                f"(measured on {task.rows} rows)."
+                f"(measured on {task.rows} rows). {_counts(task)}"
             )
         )
     if unmeasured:
@@ -138,6 +138,16 @@ def curvature_section(tasks: tuple[TaskCurvature, ...], unmeasured: tuple[str, .
         "Curvature",
         tuple(parts),
         "What each task's answers depend on: tr G · tr C by module, and over how many directions.",
+    )
+
+
+def _counts(task: TaskCurvature) -> str:
+    """What the task's curvature counts in a penalty, and why."""
+    if task.information is None:
+        return f"It counts {task.importance:.0%}."
+    return (
+        f"It counts {task.importance:.0%}; its answers say {max(task.information, 0.0):.2g} nats "
+        "of what was asked."
     )
 
 

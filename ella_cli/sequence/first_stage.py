@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ella_cli import files, processes
-from ella_cli.config import RunSettings
+from ella_cli.config import CurvatureFields, RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.manifest import MANIFEST
 from ella_cli.progress import SILENCE, Progress
@@ -50,7 +50,8 @@ def take_first_stage(
         if not settings.curvature_rows:
             # A stage with its curvature merely has more than is asked for.
             for one in (theirs, ours):
-                del one["curvature_rows"], one["energy_rank"]
+                for field in CurvatureFields.model_fields:
+                    del one[field]
         if None in (theirs["task_digest"], ours["task_digest"]):
             # An older ella did not note it.
             del theirs["task_digest"], ours["task_digest"]
@@ -78,7 +79,8 @@ def has_first_stage(run: Path) -> bool:
 def _deciding(run: RunFolder, task: str) -> dict[str, Any]:
     """All of a claimed run's record that its first stage depends on."""
     record = run.read()
-    settings = record["settings"]
+    # What an older ella measured counts in full.
+    settings = {"importance": 1.0, **record["settings"]}
     kept = {name: settings[name] for name in settings.keys() - _LATER - _TOLD - FREE}
     # Weighs the first adapter too, but in one method only.
     if settings.get("method") != "olora":

@@ -63,6 +63,7 @@ def measure_adapter(
                 count=settings.curvature_rows,
                 rank=settings.energy_rank,
                 seed=settings.seed,
+                importance=settings.importance,
                 name=adapter.task,
                 progress=progress,
             )
@@ -74,6 +75,7 @@ def measure_adapter(
         "base": {"model": base.source, "fingerprint": base.fingerprint},
         "data": {"fingerprint": rows.fingerprint},
         "past": {"digest": ground.digest if ground else None},
+        "curvature": facts,
     }
     write_measured(folder, measured, provenance)
     return facts

@@ -128,6 +128,8 @@ class RunFolder(RunPaths):
         theirs = self.read()
         before = {
             "processes": 1,
+            # What an older ella measured counts in full.
+            "importance": 1.0,
             # An older ella did not note how prompts and scores are made.
             "task_digests": facts.get("task_digests"),
             **theirs["settings"],

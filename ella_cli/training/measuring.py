@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -15,13 +15,15 @@ from transformers.pytorch_utils import Conv1D
 from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature_file import write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
-from ella_cli.curvature import SHRINKAGE, Measured, measure_curvature
+from ella_cli.curvature import LOOKS, SHRINKAGE, Measured, importance_of, measure_curvature
 from ella_cli.errors import ModelError
 from ella_cli.model.base import Base
 from ella_cli.progress import Progress
 
 # Sequences a pass, where so many fit.
 MOST_AT_ONCE = 8
+# Below this a task's importance is spoken of.
+_LITTLE = 0.25
 
 
 def check_measurable(base: Base, layers: Mapping[str, Any]) -> None:
@@ -50,6 +52,7 @@ def measure_task(
     batch_size: int = MOST_AT_ONCE,
     rank: int,
     seed: int,
+    importance: float | Literal["auto"],
     name: str,
     progress: Progress,
 ) -> tuple[Measured, dict[str, Any]]:
@@ -57,6 +60,7 @@ def measure_task(
 
     Args:
         batch_size: sequences a pass that are known to fit; more than `MOST_AT_ONCE` are not taken.
+        importance: how much the task is to count; auto for as much as it was learned.
 
     Raises:
         NonFiniteError: a module's curvature is infinite or NaN.
@@ -64,16 +68,27 @@ def measure_task(
     started = time.monotonic()
     batch_size = min(batch_size, MOST_AT_ONCE)
     chosen = random.Random(seed).sample(list(rows), min(count, len(rows)))
-    advance = progress.begin(f"measure {name}", 2 * -(-len(chosen) // batch_size))
+    advance = progress.begin(f"measure {name}", LOOKS * -(-len(chosen) // batch_size))
     measured = measure_curvature(
         base, model, chosen, rank=rank, seed=seed, batch_size=batch_size, advance=advance
     )
+    counts = importance
+    if counts == "auto":
+        counts = importance_of(measured.loss, measured.information)
+        if counts < _LITTLE:
+            progress.note(
+                f"{name}: its answers hardly say what was asked ({measured.information:.2g} nats "
+                f"an answer), so it was hardly learned and counts {counts:.0%} of a task that was; "
+                "`ella measure --importance 1` makes it count in full"
+            )
     worst = [max(pair[side] for pair in measured.dropped.values()) for side in (0, 1)]
     facts = {
         "rows": measured.rows,
         "tokens": measured.tokens,
         "rank": rank,
         "largest_dropped_share": {"g": worst[0], "c": worst[1]},
+        "information": measured.information,
+        "importance": counts,
         "held_by_directions": statistics.fmean(measured.held.values()) if measured.held else 0.0,
         "seconds": round(time.monotonic() - started, 2),
     }
@@ -98,5 +113,7 @@ def write_measured(folder: Path, measured: Measured, manifest: Mapping[str, Any]
         seed=manifest["seed"],
         shrinkage=SHRINKAGE,
         dropped=measured.dropped,
+        information=measured.information,
+        importance=manifest["curvature"]["importance"],
     )
     write_curvature(folder, measured.modules, record)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ella_cli import files, processes
-from ella_cli.config import DataFields, TrainSettings
+from ella_cli.config import CurvatureFields, DataFields, TrainSettings
 from ella_cli.curvature import Measured
 from ella_cli.errors import NonFiniteError, TaskError
 from ella_cli.manifest import MANIFEST
@@ -95,6 +95,7 @@ def train_task(
                         batch_size=settings.per_device_train_batch_size,
                         rank=settings.energy_rank,
                         seed=stage_seed(settings, assignment.order_index),
+                        importance=settings.importance,
                         name=assignment.name,
                         progress=progress,
                     )
@@ -220,7 +221,7 @@ def _checkpoint_folder(
         [(one.fingerprint, one.spec.digest) for one in (*assignment.tasks, *assignment.replayed)],
         assignment.past.digest if assignment.past else None,
         settings.model_dump(
-            mode="json", exclude={"save_steps", "device", "curvature_rows", "energy_rank"}
+            mode="json", exclude={"save_steps", "device", *CurvatureFields.model_fields}
         ),
         processes.count(),
     ]

@@ -298,6 +298,8 @@ def test_no_room_for_a_run(refused: Refused, here: Path, tiny_llama: Path) -> No
         (("trian",), "no such command 'trian'"),
         (("run", "-o"), "option '-o' requires an argument"),
         (("inspect", "energy"), "missing argument 'past'"),
+        (("train", *TASK, "--importance", "0", "-o", "x"), "should be greater than 0"),
+        (("run", "--importance", "x", "-o", "x"), "'x' is neither a number nor auto"),
         (("run", "--lambda", "1e3,much", "-o", "x"), "'much' is neither a number nor auto"),
         (("train", "--limit", "0", "--task", "a", "-o", "x"), "limit = 0: input should be greater"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 SHORT = ("--max-steps", 3, "--dtype", "float32", "--learning-rate", "0.01")
@@ -21,7 +22,10 @@ def _train(ella: Any, model: Path, task: str, out: str, *more: object, **how: An
 def test_a_second_task_is_held_off_what_the_first_depends_on(
     ella: Any, tiny_t5: Path, own_tasks: Path, tmp_path: Path
 ) -> None:
-    first = json.loads(_train(ella, tiny_t5, "animals", "a1").stdout)
+    # Three steps of a random model teach nothing, and what was not learned would hardly count.
+    full = _train(ella, tiny_t5, "animals", "a1", "--importance", 1)
+    assert "hardly learned" not in full.stderr
+    first = json.loads(full.stdout)
     assert first["curvature"]["rows"] == 24
     assert 0 <= first["curvature"]["largest_dropped_share"]["g"] < 1
     assert (tmp_path / "a1" / "curvature.safetensors").is_file()
@@ -67,15 +71,26 @@ def test_what_is_measured_later_equals_what_training_measured(
     ella("accumulate", "a1", "--past", "w")
     _train(ella, tiny_llama, "colours", "a2", "--past", "w")
     # Seeds of stage 0 and 1 of seed 0.
-    for name, task, seed, past in (
+    for name, task, seed, more in (
         ("a1", "animals", 0, ()),
-        ("a2", "colours", 1, ("--past", "w")),
+        ("a2", "colours", 1, ("--past", "w", "--importance", 0.5)),
     ):
         path = tmp_path / name / "curvature.safetensors"
         at_the_end = load_file(path)
         path.unlink()
-        own = ("--dtype", "float32", "--seed", seed, *past)
-        ella("measure", name, "--task", f"tasks/{task}", *own)
+        own = ("--dtype", "float32", "--seed", seed, *more)
+        done = ella("measure", name, "--task", f"tasks/{task}", *own, "--json")
+        facts, manifest = (
+            json.loads(done.stdout),
+            json.loads((path.parent / "ella.json").read_text()),
+        )
+        trained = manifest["curvature"]
+        assert facts["information"] == pytest.approx(trained["information"], abs=1e-3)
+        counts = 0.5 if more else pytest.approx(trained["importance"], abs=1e-3)
+        assert facts["importance"] == counts
+        with safe_open(path, "pt") as file:
+            record = json.loads(file.metadata()["ella_curvature"])
+        assert record["importance"] == facts["importance"]
         later = load_file(path)
         assert later.keys() == at_the_end.keys()
         for key, factor in later.items():
@@ -109,6 +124,7 @@ def test_what_cannot_protect_is_said(
 def test_a_run_protects_by_curvature(ella: Any, tiny_llama: Path, own_tasks: Path) -> None:
     flags = ("--order", "tasks/animals,tasks/colours", "--model", tiny_llama, "--decode", "rank")
     done = ella("run", *flags, *SHORT, "--energy", "curvature", "--lambda", 1, "-o", "r", "--json")
+    assert "so it was hardly learned and counts" in done.stderr.replace("\n", " ")
     results = json.loads(done.stdout)
     assert results["energy"] == "curvature"
     stage = json.loads((own_tasks.parent / "r/stages/02-colours/ella.json").read_text())

@@ -26,7 +26,9 @@ from tests.past.conftest import SHAPES, STORES, MakeAdapter
 Q = "model.layers.2.q"
 
 
-def measured(folder: Path, seed: int, names: Sequence[str] = tuple(SHAPES)) -> Path:
+def measured(
+    folder: Path, seed: int, names: Sequence[str] = tuple(SHAPES), importance: float = 1.0
+) -> Path:
     """Random factors beside an adapter, as `ella train` would write them."""
     generator = torch.Generator().manual_seed(seed)
     modules = {
@@ -41,7 +43,8 @@ def measured(folder: Path, seed: int, names: Sequence[str] = tuple(SHAPES)) -> P
         for i, name in enumerate(names)
     }
     adapter = read_adapter(folder)
-    write_curvature(folder, modules, CurvatureRecord(adapter.digest, adapter.task, rows=8))
+    record = CurvatureRecord(adapter.digest, adapter.task, rows=8, importance=importance)
+    write_curvature(folder, modules, record)
     return folder
 
 
@@ -151,6 +154,90 @@ def test_last_and_decay_weigh_the_curvatures(three: list[Path], tmp_path: Path) 
         assert past.coordinates == "sum"
         expected = 0.5 * each[1] + each[2]
         torch.testing.assert_close(product(past.curvature(Q)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_importance_weighs_the_curvatures_beside_decay(
+    store: str, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    counts = (0.25, 1.0, 3.0)
+    folders = [
+        measured(make_adapter(f"task{i}", i), 100 + i, importance=one)
+        for i, one in enumerate(counts)
+    ]
+    each = [product([of_adapter(folder)]) for folder in folders]
+    past = accumulate(folders, tmp_path / "w", decay=0.5, store=store).past  # type: ignore[arg-type]
+    past.verify()
+    assert (past.record.version, [one.version for one in past.record.curvature]) == (5, [4, 3, 4])
+    expected = sum(
+        weight * count * one
+        for weight, count, one in zip((0.25, 0.5, 1), counts, each, strict=True)
+    )
+    torch.testing.assert_close(product(past.curvature(Q)), expected, rtol=1e-5, atol=1e-5)
+    # Directions too: their basis is U.
+    for term, folder, weight in zip(past.curvature(Q), folders, (0.0625, 0.5, 3.0), strict=True):
+        own = of_adapter(folder)
+        assert own.directions is not None
+        assert term.directions is not None
+        k, columns = own.directions.shape[1:]
+
+        def moved(one: Kronecker, k: int = k, columns: int = columns) -> Tensor:
+            assert one.directions is not None
+            return one.u[:, :k] @ one.directions @ one.v[:, :columns].T
+
+        torch.testing.assert_close(moved(term), weight**0.5 * moved(own), rtol=1e-5, atol=1e-5)
+    if store == "factored":
+        held = Past.of([read_adapter(folder) for folder in folders], decay=0.5)
+        assert held.digest == past.digest
+
+
+def test_importance_is_part_of_what_a_past_is(make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    folder = measured(make_adapter("one"), 1)
+    before = accumulate([folder], tmp_path / "before").past.digest
+    measured(folder, 1, importance=0.5)
+    assert accumulate([folder], tmp_path / "after").past.digest != before
+
+
+@pytest.mark.parametrize("place", ["adapter", "past"])
+def test_importance_changed_by_hand_is_noticed(
+    place: str, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    folder = measured(make_adapter("one"), 1, importance=0.5)
+    accumulate([folder], tmp_path / "w")
+    path = folder / CURVATURE if place == "adapter" else tmp_path / "w"
+    data = path.read_bytes()
+    assert data.count(b'\\"importance\\":0.5') == 1
+    path.write_bytes(data.replace(b'\\"importance\\":0.5', b'\\"importance\\":0.9'))
+    use = _use_of(place, [folder], tmp_path)
+    with pytest.raises(AdapterError, match="does not match its digest"):
+        use()
+
+
+@pytest.mark.parametrize("importance", ["0", "-1", "NaN", "1e999"])
+def test_an_importance_that_is_none_is_refused(
+    importance: str, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    folder = measured(make_adapter("one"), 1, importance=0.5)
+    file = TensorFile.open(folder / CURVATURE, AdapterError)
+    text = file.metadata["ella_curvature"].replace('"importance":0.5', f'"importance":{importance}')
+    assert text != file.metadata["ella_curvature"]
+    tensors = {name: file.read(name) for name in file.entries}
+    save_file(tensors, folder / CURVATURE, {"format": "pt", "ella_curvature": text})
+    with pytest.raises(AdapterError, match="no sound record"):
+        accumulate([folder], tmp_path / "w")
+
+
+def test_an_importance_of_a_version_that_has_none_is_refused(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    folder = measured(make_adapter("one"), 1, importance=0.5)
+    file = TensorFile.open(folder / CURVATURE, AdapterError)
+    text = file.metadata["ella_curvature"].replace('"version":4', '"version":3')
+    assert text != file.metadata["ella_curvature"]
+    tensors = {name: file.read(name) for name in file.entries}
+    save_file(tensors, folder / CURVATURE, {"format": "pt", "ella_curvature": text})
+    with pytest.raises(AdapterError, match="version 3, which has no importance"):
+        accumulate([folder], tmp_path / "w")
 
 
 def test_an_adapter_without_one_is_added_with_a_word(

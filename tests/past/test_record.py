@@ -50,7 +50,7 @@ def test_unknown_keys_of_a_record_are_passed_over(store: str, written: dict[str,
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda r: r.update(version=5), "version 5"),
+        (lambda r: r.update(version=6), "version 6"),
         (lambda r: r.update(digest="0" * 64), "digest"),
         (lambda r: r.update(store="sparse"), "store"),
         (lambda r: r["energy"].update(decay=-1), "decay"),

@@ -61,6 +61,16 @@ def test_another_run_is_refused_and_the_record_stays(
     assert record.read_bytes() == before
 
 
+def test_a_run_from_before_importance_goes_on_where_it_is_one(tmp_path: Path) -> None:
+    record = _claim(tmp_path / "run")
+    document = json.loads(record.read_text())
+    del document["settings"]["importance"]
+    record.write_text(json.dumps(document))
+    with pytest.raises(SettingsError, match=r"its importance is 1\.0, now it is auto"):
+        _claim(tmp_path / "run")
+    _claim(tmp_path / "run", importance=1.0)
+
+
 def test_what_decides_no_result_may_change(tmp_path: Path) -> None:
     record = _claim(tmp_path / "run")
     before = record.read_bytes()
