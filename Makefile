@@ -32,8 +32,9 @@ types: setup
 layers: setup
 	$(BIN)/lint-imports
 
+# Two workers, each with its processes on one core: more threads than cores wait for each other.
 check-tests: setup
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf $(VENV) demo-run build *.egg-info

@@ -27,7 +27,11 @@ def _lambda(value: Any) -> Any:
     if isinstance(value, str) and "," in value:
         value = value.split(",")
     if isinstance(value, list | tuple):
-        return tuple(_lambda(one) for one in value)
+        return tuple(_number_or_auto(one) for one in value)
+    return _number_or_auto(value)
+
+
+def _number_or_auto(value: Any) -> Any:
     if isinstance(value, str) and value.strip() != "auto":
         try:
             return float(value)
@@ -41,7 +45,8 @@ Lambda = Annotated[
     Weight | Literal["auto"] | tuple[Weight | Literal["auto"], ...] | None, BeforeValidator(_lambda)
 ]
 Importance = Annotated[
-    Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"], BeforeValidator(_lambda)
+    Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | Literal["auto"],
+    BeforeValidator(_number_or_auto),
 ]
 # What `rho` is where the user names none. With curvature a predicted nat counts as ten: answers of
 # what was trained against a prediction move several times as far, and over many tasks it adds up
@@ -197,8 +202,8 @@ class CurvatureFields(Settings):
     )
     importance: Importance = _field(
         "auto",
-        "How much the task's curvature counts in later penalties: a number, 1 for in full, or "
-        "auto, by how much of the task was learned.",
+        "How much the task's curvature counts in later penalties: auto, by how much of the task "
+        "was learned, or a number, 1 for in full.",
         panel="Method",
     )
 

@@ -19,6 +19,8 @@ METADATA_KEY = "ella_curvature"
 # 4 does not count in full, which such a reader would make it do.
 PLAIN_VERSION, FLOORS_VERSION, DIRECTIONS_VERSION, IMPORTANCE_VERSION = 1, 2, 3, 4
 
+# More than the least and less than the most that a penalty can tell from nothing and everything.
+Importance = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Floor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -38,7 +40,8 @@ class CurvatureRecord:
             or did not say.
         dropped: module -> shares of the traces of G and of C whose eigenvectors were cut off.
         floors: module -> γ and κ; none where both are 0.
-        information: what an answer says of its question, nats an answer; None where not measured.
+        contrast: how much more the answers cost to one another's questions, nats an answer; None
+            where not measured.
         importance: how much it counts in a penalty; predictions are in full whatever it is.
         digest: over all factors, floors and the importance.
     """
@@ -56,8 +59,8 @@ class CurvatureRecord:
     shrinkage: float | None = None
     dropped: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     floors: Mapping[str, tuple[Floor, Floor]] = field(default_factory=dict)
-    information: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    importance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    contrast: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    importance: Importance = 1.0
     digest: str = ""
     version: int = PLAIN_VERSION
 

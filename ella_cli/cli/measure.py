@@ -31,7 +31,7 @@ def measure(
     """Measure what an adapter's task depends on, so that later tasks can leave it alone.
 
     Writes curvature.safetensors beside the adapter, as `ella train` does at a task's end.
-    Accumulate the adapter (again) to bring it into a past.
+    Accumulate the adapter, again if it is in already, to bring that into a past.
 
     [bold]Examples[/]
 
@@ -46,13 +46,13 @@ def measure(
     with showing_progress(output) as progress:
         facts = measure_adapter(adapter, task, settings, past=past, progress=progress)
     dropped = facts["largest_dropped_share"]
+    given = "" if settings.importance == "auto" else " (given)"
     output.result(
         {"adapter": str(adapter), **facts},
         f"curvature of {adapter}: {facts['rows']} rows, {facts['tokens']} answer tokens, "
         f"{facts['seconds']:.0f} s\n"
         f"rank {facts['rank']}: at most {dropped['g']:.1%} of G and {dropped['c']:.1%} of C "
         "dropped in a module\n"
-        f"its answers say {max(facts['information'], 0.0):.2g} nats of what was asked: it counts "
-        f"{facts['importance']:.0%} in later penalties\n"
+        f"importance {facts['importance']:.2g}{given}\n"
         f"next: ella accumulate {adapter} --past wpast.safetensors",
     )

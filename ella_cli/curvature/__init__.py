@@ -1,7 +1,7 @@
 """How much the loss of a task just learned rises when the weights move on: measured, not kept data.
 
     measure_curvature   a trained model and a few rows -> G ⊗ C and directions per module, in nats
-                        per answer token, and how much the answers say of the questions
+                        per answer token, and how much more its answers cost to other questions
     importance_of       how much the task counts for that
 
 docs/method.md derives the estimate; `adapter.curvature` keeps it, `kernels.curvature` uses it.

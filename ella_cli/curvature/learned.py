@@ -2,23 +2,25 @@
 
 A task that was hardly learned answers by chance. The Fisher matrix is largest at such toss-ups, so
 by it alone this task would be protected most, though it has least to lose, and later tasks would be
-learned less (docs/decisions/0009). What an answer says of its question is its information: with the
-loss L of the true answers and S of the same answers to one another's questions, I = S − L, in nats
-an answer. The share of variance that a gain of I in log-likelihood explains is
+learned less (docs/decisions/0009). What there is to lose is told by exchanging questions: the same
+answers, each given to another row's question, cost S nats an answer instead of L. With the contrast
+S − L the task counts by
 
-    R² = 1 − exp(−2 I)
+    max(1 − exp(−2 (S − L)), exp(−4 L))
 
-which is 0 for chance, 0.18 at 0.1 nats and 0.98 at 2. An answer that is the same whatever the
-question tells nothing, but is no toss-up either: exp(−4 L), near 1 where answers are sure (0.06 at
-a toss-up between two), counts where it is more.
+which is near 0 for answers by chance, 0.18 at a contrast of 0.1 nats and 0.98 at 2. What no model
+could foresee in an answer is in S and L alike and takes nothing away. Answers that are the same
+whatever the question have no contrast, but where they are sure, L near 0, they are no toss-ups
+either: the second term, 0.06 at a toss-up between two.
 
-Source: Cox & Snell 1989, the pseudo-R² of a likelihood, with answers to other questions as the null
-model; Linfoot 1957, the informational coefficient of correlation.
+Source: the contrast of a calibrated model estimates the mutual and the lautum information of
+questions and answers together (Palomar & Verdú 2008); the two exponents are chosen.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -28,17 +30,20 @@ from ella_cli.model.base import Base
 from ella_cli.progress import Advance
 
 
-def importance_of(loss: float, information: float) -> float:
+def importance_of(loss: float, contrast: float | None) -> float:
     """How much a task counts, in (0, 1].
 
     Args:
         loss: L, of its answers, nats an answer.
-        information: S − L, nats an answer; below 0 by chance alone.
+        contrast: S − L, nats an answer, below 0 by chance alone; None where there was no other
+            question to ask, and then it counts in full.
     """
-    explained = -math.expm1(-2 * max(information, 0.0))
+    if contrast is None:
+        return 1.0
+    by_contrast = -math.expm1(-2 * max(contrast, 0.0))
     sure = math.exp(-4 * max(loss, 0.0))
     # Where neither is anything it still counts, by too little to notice.
-    return max(explained, sure, 1e-6)
+    return max(by_contrast, sure, 1e-6)
 
 
 def to_other_questions(
@@ -46,15 +51,21 @@ def to_other_questions(
 ) -> list[dict[str, list[int]]]:
     """Each row's question with the next row's answer; the last with the first's.
 
+    A question with which its new answer would go past a decoder's last position loses tokens after
+    its first.
+
     Args:
         rows: what `Encoder.example` gives, in an order that says nothing.
     """
+    positions = getattr(base.model.config, "max_position_embeddings", None) or sys.maxsize
     paired = []
     for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
-        question, answer = row["input_ids"], other["labels"]
+        ids, answer = row["input_ids"], other["labels"]
         if base.kind == "decoder":
-            question = question[: len(question) - len(row["labels"])] + answer
-        paired.append({"input_ids": question, "labels": answer})
+            question = ids[: len(ids) - len(row["labels"])]
+            excess = max(len(question) + len(answer) - positions, 0)
+            ids = question[:1] + question[1 + excess :] + answer
+        paired.append({"input_ids": ids, "labels": answer})
     return paired
 
 

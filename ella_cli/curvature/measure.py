@@ -6,11 +6,13 @@ tokens before it. Only module inputs and output gradients are looked at: no weig
 
 Blocks of one module each miss that modules act together: what training pushes, it pushes the same
 way in every layer, and the square of a sum of L like terms is L times the sum of their squares. A
-second look at the rows finds the directions of all modules that this is about (`directions`).
+second look at the rows finds the directions of all modules that this is about (`directions`). A
+third, at their answers to one another's questions, tells how much was learned (`learned`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +26,7 @@ from ella_cli.curvature.estimate import Moments, fisher_probe, low_rank
 from ella_cli.curvature.learned import to_other_questions, total_loss
 from ella_cli.curvature.sketch import PsdSums
 from ella_cli.curvature.tokens import Tokens, not_finite, token_gradients, watched
+from ella_cli.errors import NonFiniteError
 from ella_cli.kernels import Kronecker
 from ella_cli.model.base import Base
 from ella_cli.model.lora import lora_layers
@@ -49,7 +52,8 @@ class Measured:
         rows: examples looked at.
         tokens: their answer tokens.
         loss: cross-entropy of the rows' answers, nats an answer.
-        information: what an answer says of its question, nats an answer (`learned`).
+        contrast: how much more the answers cost to one another's questions, nats an answer; None of
+            a single row.
     """
 
     modules: Mapping[str, Kronecker]
@@ -58,7 +62,7 @@ class Measured:
     rows: int
     tokens: int
     loss: float
-    information: float
+    contrast: float | None
 
 
 def measure_curvature(
@@ -83,7 +87,7 @@ def measure_curvature(
         advance: told of every batch, of each of `LOOKS` looks at the rows.
 
     Raises:
-        NonFiniteError: a module's curvature is infinite or NaN.
+        NonFiniteError: a module's curvature, or the loss of an answer, is infinite or NaN.
     """
     layers: dict[str, Any] = dict(lora_layers(model))
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
@@ -114,7 +118,13 @@ def measure_curvature(
         base.model.train(was_training)
     joined, held = together.joined(tokens)
     count = len(ordered)
-    return Measured(joined, dropped, held, count, tokens, loss / count, (others - loss) / count)
+    if not math.isfinite(loss + others):
+        raise NonFiniteError(
+            "the loss of the measured rows is not finite",
+            hint="the model's activations overflow; use --dtype float32 or bfloat16",
+        )
+    contrast = (others - loss) / count if count > 1 else None
+    return Measured(joined, dropped, held, count, tokens, loss / count, contrast)
 
 
 def _look(

@@ -40,7 +40,8 @@ class Rise:
         modules: the same by module, in the model's order.
         random: what a random update of the same norm in each module would cost on average.
         rows: training rows that the curvature was measured on.
-        trained_against: whether the update was trained with this very estimate as its penalty.
+        importance: how much the task counts in a penalty; `nats` is in full whatever it is.
+        trained_against: whether the update was trained with these estimates as its penalty.
     """
 
     task: str
@@ -48,6 +49,7 @@ class Rise:
     modules: tuple[ModuleRise, ...]
     random: float
     rows: int
+    importance: float = 1.0
     trained_against: bool = False
 
     @property
@@ -92,7 +94,8 @@ class TaskCurvature:
     """`trace` is Σ tr G tr C, of the blocks alone: nats per answer token for ΔW of variance 2.
 
     Attributes:
-        information: what an answer says of its question, nats; None where it was not measured.
+        contrast: how much more its answers cost to one another's questions, nats an answer; None
+            where it was not measured.
         importance: how much it counts in a penalty.
     """
 
@@ -100,7 +103,7 @@ class TaskCurvature:
     trace: float
     coherence: float
     rows: int
-    information: float | None
+    contrast: float | None
     importance: float
     modules: tuple[ModuleCurvature, ...]
 
@@ -218,10 +221,9 @@ def _rise(task: str, curvature: Curvature, adapter: Adapter) -> Rise:
         mean = (term.trace + _square(term)) / (rows * columns)
         random += 0.5 * adapter.update(part.name).norm ** 2 * mean
     total = math.fsum(one.nats for one in modules)
-    rows_measured = curvature.record.rows
-    return Rise(
-        task, total, tuple(modules), random, rows_measured, _trained_against_curvature(adapter)
-    )
+    record = curvature.record
+    against = _trained_against_curvature(adapter)
+    return Rise(task, total, tuple(modules), random, record.rows, record.importance, against)
 
 
 def _square(term: Kronecker) -> float:
@@ -251,7 +253,7 @@ def _task(task: str, curvature: Curvature) -> TaskCurvature:
         total,
         record.coherence,
         record.rows,
-        record.information,
+        record.contrast,
         record.importance,
         tuple(modules),
     )

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ella_cli.adapter.curvature import Curvature, check_version, curvature_keys
+from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.adapter.tensor_header import Entry
 from ella_cli.adapter.tensor_writer import TensorFileWriter
@@ -56,6 +57,20 @@ def curvatures_of(file: TensorFile, record: Record) -> tuple[Curvature, ...]:
     for one in found:
         check_version(one, PastError)
     return found
+
+
+def measured_anew(held: Curvature | None, found: Curvature | None) -> bool:
+    """Whether an adapter's curvature is another than the one held, which may have been cut."""
+    if found is None:
+        return False
+    if held is None:
+        return True
+
+    def plain(one: Curvature) -> CurvatureRecord:
+        # All that cutting changes.
+        return replace(one.record, dropped={}, floors={}, digest="", version=0)
+
+    return plain(held) != plain(found)
 
 
 def curvature_layout(curvatures: Sequence[Curvature]) -> dict[str, Entry]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.adapter.curvature import Curvature
 from ella_cli.adapter.curvature_file import read_curvature
+from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.errors import AdapterError, PastError
 from ella_cli.past.change import Change, Part, parts_of
+from ella_cli.past.curvatures import measured_anew
 from ella_cli.past.dense import DenseStore
 from ella_cli.past.factored import Block
 from ella_cli.past.past import Past
@@ -109,14 +111,15 @@ class Draft:
 
     def _only_measured_since(self, adapter: Adapter) -> bool:
         """Whether the adapter is in already, and all that is new is its curvature."""
-        if adapter.digest in self._curvatures or self.force:
-            return False
         twin = next((task for task in self.tasks if task.digest == adapter.digest), None)
-        found = read_curvature(adapter) if twin is not None else None
-        if twin is None or found is None:
+        if twin is None or self.force:
+            return False
+        held, found = self._curvatures.get(adapter.digest), read_curvature(adapter)
+        if found is None or not measured_anew(held, found):
             return False
         self._curvatures[adapter.digest] = found
-        self.notes.append(f"{twin.name} is in already; its curvature was added")
+        done = "replaced by the one measured since" if held is not None else "added"
+        self.notes.append(f"{twin.name} is in already; its curvature was {done}")
         return True
 
     def _note_unmeasured(self, held: set[str]) -> None:
@@ -131,16 +134,12 @@ class Draft:
     def _note_estimates(self, curvatures: Sequence[Curvature]) -> None:
         """One λ weighs all of them, so it should mean the same for all."""
         records = [curvature.record for curvature in curvatures]
-        others = [
-            one.task
-            for one in records
-            if (one.coherence, one.shrinkage) != (records[-1].coherence, records[-1].shrinkage)
-        ]
+        others = [one.task for one in records if _way(one) != _way(records[-1])]
         if others:
             self.notes.append(
                 f"the curvature of {', '.join(others)} was measured in another way than that of "
-                f"{records[-1].task}, and one λ weighs both; `ella measure` makes it anew, "
-                "--replace brings it in"
+                f"{records[-1].task}, and one λ weighs both; `ella measure` makes it anew, then "
+                "accumulate the adapter again"
             )
 
     def _index(self, name: str) -> int:
@@ -230,6 +229,11 @@ class Draft:
                 f"{adapter.task} was trained on top of {', '.join(map(str, missing))}, "
                 "not in this past"
             )
+
+
+def _way(record: CurvatureRecord) -> tuple[object, ...]:
+    """How it was measured; one without a contrast counts in full, however little was learned."""
+    return record.coherence, record.shrinkage, record.contrast is None
 
 
 def _renamed(slot: _Slot, name: str) -> _Slot:

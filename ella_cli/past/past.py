@@ -14,7 +14,7 @@ from ella_cli.adapter.curvature_file import has_curvature, read_curvature
 from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.errors import PastError
 from ella_cli.kernels import Factors, Kronecker
-from ella_cli.past.curvatures import curvatures_of
+from ella_cli.past.curvatures import curvatures_of, measured_anew
 from ella_cli.past.dense import DenseStore
 from ella_cli.past.factored import Block, FactoredStore, factored_store
 from ella_cli.past.record import Base, Energy, EnergyKind, PastTask, Record, Store
@@ -145,6 +145,17 @@ class Past:
         )
         store = FactoredStore(blocks, self.record.energy)
         return Past(record.sealed(), None, store, curvatures)
+
+    def lacks(self, adapter: Adapter) -> bool:
+        """Whether the adapter is not in, or its curvature was measured since.
+
+        Raises:
+            AdapterError: its curvature is damaged.
+        """
+        if adapter.digest not in {task.digest for task in self.tasks}:
+            return True
+        held = {one.record.adapter: one for one in self.curvatures}
+        return measured_anew(held.get(adapter.digest), read_curvature(adapter))
 
     @property
     def unmeasured(self) -> tuple[str, ...]:

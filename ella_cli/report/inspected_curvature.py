@@ -36,14 +36,22 @@ def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:
     if any(rise.trained_against for rise in rises):
         parts.append(
             Words(
-                f"{adapter} was trained against these very estimates. {_EVADED}",
+                f"{adapter} was trained against these estimates. {_EVADED}",
                 warning=True,
             )
         )
     parts.append(
         Table(
             "predicted rise of each past task's loss",
-            ("past task", "nats / token", "random update", "hardest in", "nats there", "rows"),
+            (
+                "past task",
+                "nats / token",
+                "random update",
+                "hardest in",
+                "nats there",
+                "rows",
+                "importance",
+            ),
             tuple(
                 (
                     r.task,
@@ -52,6 +60,7 @@ def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:
                     r.worst.name,
                     r.worst.nats,
                     r.rows,
+                    f"{r.importance:.2g}",
                 )
                 for r in rises
             ),
@@ -142,13 +151,16 @@ def curvature_section(tasks: tuple[TaskCurvature, ...], unmeasured: tuple[str, .
 
 
 def _counts(task: TaskCurvature) -> str:
-    """What the task's curvature counts in a penalty, and why."""
-    if task.information is None:
-        return f"It counts {task.importance:.0%}."
-    return (
-        f"It counts {task.importance:.0%}; its answers say {max(task.information, 0.0):.2g} nats "
-        "of what was asked."
-    )
+    """What the task's curvature counts in a penalty, and how well it tells questions apart."""
+    counts = f"Importance {task.importance:.2g}"
+    if task.contrast is None:
+        return f"{counts}."
+    return f"{counts}; its answers cost {_more(task.contrast)} to one another's questions."
+
+
+def _more(contrast: float) -> str:
+    """Nats an answer, in words; what is below 0 is so by chance."""
+    return f"{contrast:.2g} nats more" if contrast > 0 else "no more"
 
 
 def _table(tasks: tuple[TaskCurvature, ...]) -> Table:

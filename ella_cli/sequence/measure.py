@@ -15,7 +15,12 @@ from ella_cli.model.lora import detach_lora, load_lora, lora_layers
 from ella_cli.past import Past, read_past
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.loading import ground_of, load_tasks
-from ella_cli.training.measuring import check_measurable, measure_task, write_measured
+from ella_cli.training.measuring import (
+    check_measurable,
+    measure_task,
+    note_little,
+    write_measured,
+)
 from ella_cli.training.task import encode_rows
 
 
@@ -69,6 +74,8 @@ def measure_adapter(
             )
         finally:
             detach_lora(model)
+    if settings.importance == "auto":
+        note_little(adapter.task, facts, progress)
     provenance = {
         "task": adapter.task,
         "seed": settings.seed,

@@ -158,8 +158,8 @@ def _add_missing(
     run: RunFolder, adapters: Sequence[Adapter], settings: RunSettings
 ) -> Sequence[str]:
     """Adds them; gives what there is to say of it."""
-    held = {task.digest for task in read_past(run.past).tasks} if run.past.is_file() else set()
-    missing = [adapter.path for adapter in adapters if adapter.digest not in held]
+    held = read_past(run.past) if run.past.is_file() else None
+    missing = [one.path for one in adapters if held is None or held.lacks(one)]
     if not missing:
         return ()
     return accumulate(

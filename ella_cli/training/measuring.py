@@ -74,25 +74,33 @@ def measure_task(
     )
     counts = importance
     if counts == "auto":
-        counts = importance_of(measured.loss, measured.information)
-        if counts < _LITTLE:
-            progress.note(
-                f"{name}: its answers hardly say what was asked ({measured.information:.2g} nats "
-                f"an answer), so it was hardly learned and counts {counts:.0%} of a task that was; "
-                "`ella measure --importance 1` makes it count in full"
-            )
+        counts = importance_of(measured.loss, measured.contrast)
     worst = [max(pair[side] for pair in measured.dropped.values()) for side in (0, 1)]
     facts = {
         "rows": measured.rows,
         "tokens": measured.tokens,
         "rank": rank,
         "largest_dropped_share": {"g": worst[0], "c": worst[1]},
-        "information": measured.information,
+        "contrast": measured.contrast,
         "importance": counts,
         "held_by_directions": statistics.fmean(measured.held.values()) if measured.held else 0.0,
         "seconds": round(time.monotonic() - started, 2),
     }
     return measured, facts
+
+
+def note_little(name: str, facts: Mapping[str, Any], progress: Progress) -> None:
+    """Says that a task hardly counts, where it does not and its contrast is why.
+
+    Args:
+        facts: of `measure_task`, with `importance` auto.
+    """
+    if facts["importance"] < _LITTLE:
+        progress.note(
+            f"{name} was hardly learned: its answers fit one another's questions nearly as well "
+            f"({max(facts['contrast'], 0.0):.2g} nats an answer), so it counts "
+            f"{facts['importance']:.2g} of a task that was; --importance 1 counts it in full"
+        )
 
 
 def write_measured(folder: Path, measured: Measured, manifest: Mapping[str, Any]) -> None:
@@ -113,7 +121,7 @@ def write_measured(folder: Path, measured: Measured, manifest: Mapping[str, Any]
         seed=manifest["seed"],
         shrinkage=SHRINKAGE,
         dropped=measured.dropped,
-        information=measured.information,
+        contrast=measured.contrast,
         importance=manifest["curvature"]["importance"],
     )
     write_curvature(folder, measured.modules, record)

@@ -26,7 +26,12 @@ from ella_cli.training.assignment import Assignment, stage_manifest, stage_seed
 from ella_cli.training.card import model_card
 from ella_cli.training.carried import carried_lora
 from ella_cli.training.checkpoints import last_checkpoint
-from ella_cli.training.measuring import check_measurable, measure_task, write_measured
+from ella_cli.training.measuring import (
+    check_measurable,
+    measure_task,
+    note_little,
+    write_measured,
+)
 from ella_cli.training.methods import METHODS, Method, Situation
 from ella_cli.training.strength import Strength, found_strength, given_strength
 from ella_cli.training.trainer import StepWatch, TaskTrainer, build_trainer, restore_weights
@@ -99,6 +104,9 @@ def train_task(
                         name=assignment.name,
                         progress=progress,
                     )
+                    protects = settings.method == "ella" and settings.energy in (None, "curvature")
+                    if protects and settings.importance == "auto":
+                        note_little(assignment.name, manifest["curvature"], progress)
                 manifest["seconds"] = round(time.monotonic() - started, 2)
                 _write(model, manifest, measured, settings, folder)
                 shutil.rmtree(checkpoints, ignore_errors=True)

@@ -11,6 +11,7 @@ import torch
 from ella_cli.config import LoraFields
 from ella_cli.curvature import importance_of, measure_curvature
 from ella_cli.curvature.learned import to_other_questions, total_loss
+from ella_cli.errors import NonFiniteError
 from ella_cli.model.base import Base, load_base
 from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
 from ella_cli.tasks import build_prompt, load_task
@@ -82,17 +83,50 @@ def test_losses_are_those_of_each_answer_by_itself(base: Base) -> None:
         advance=lambda done, words: told.append(done),
     )  # fmt: skip
     assert measured.loss == pytest.approx(own / len(rows), rel=1e-5)
-    assert measured.information == pytest.approx((other - own) / len(rows), rel=1e-4)
+    assert measured.contrast == pytest.approx((other - own) / len(rows), rel=1e-4)
     assert told == [1] * 9
 
 
-def test_one_row_has_no_other_question(base: Base) -> None:
+def test_one_row_has_no_other_question_and_counts_in_full(base: Base) -> None:
     model, rows = attach_lora(base, LoraFields(), seed=0), _rows(base, 1)
-    assert measure_curvature(base, model, rows, rank=4, seed=0).information == 0
+    measured = measure_curvature(base, model, rows, rank=4, seed=0)
+    assert measured.contrast is None
+    assert importance_of(measured.loss, measured.contrast) == 1
+
+
+def test_no_pair_goes_past_the_last_position(base: Base) -> None:
+    rows = [
+        {"input_ids": list(range(3, 20 + length)), "labels": list(range(30, 30 + answer))}
+        for length, answer in ((20, 2), (0, 9), (3, 5), (20, 1))
+    ]
+    if base.kind == "decoder":
+        rows = [{**row, "input_ids": row["input_ids"] + row["labels"]} for row in rows]
+    longest = max(len(row["input_ids"]) for row in rows)
+    assert max(len(row["input_ids"]) for row in to_other_questions(base, rows)) > (
+        longest if base.kind == "decoder" else longest - 1
+    )
+    base.model.config.max_position_embeddings = longest
+    paired = to_other_questions(base, rows)
+    assert max(len(row["input_ids"]) for row in paired) == longest
+    assert all(row["input_ids"][0] == 3 for row in paired)
+    for pair, row, other in zip(paired, rows, [*rows[1:], rows[0]], strict=True):
+        assert pair["labels"] == other["labels"]
+        # The end of a question says what is asked for.
+        assert _question(base, pair)[-5:] == _question(base, row)[-5:]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_refused(
+    base: Base, loss: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ella_cli.curvature.measure.total_loss", lambda *_: loss)
+    model, rows = attach_lora(base, LoraFields(), seed=0), _rows(base, 2)
+    with pytest.raises(NonFiniteError, match="loss of the measured rows"):
+        measure_curvature(base, model, rows, rank=4, seed=0)
 
 
 @pytest.mark.parametrize(
-    ("loss", "information", "counts"),
+    ("loss", "contrast", "counts"),
     [
         (math.log(2), 0.0, 0.0625),  # a toss-up between two
         (math.log(3), -0.01, 1 / 81),  # worse than chance is chance
@@ -103,18 +137,5 @@ def test_one_row_has_no_other_question(base: Base) -> None:
         (200.0, 0.0, 1e-6),
     ],
 )
-def test_what_is_known_or_sure_counts(loss: float, information: float, counts: float) -> None:
-    assert importance_of(loss, information) == pytest.approx(counts, rel=1e-9)
-
-
-def test_a_gaussian_answer_counts_by_its_share_of_variance() -> None:
-    """Where y = x + noise, R² is what it says: of the density, by numbers drawn."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200_000, generator=generator, dtype=torch.float64)
-    for share in (0.1, 0.5, 0.9):
-        noise = torch.randn(len(x), generator=generator, dtype=torch.float64)
-        y = share**0.5 * x + (1 - share) ** 0.5 * noise
-        given = torch.distributions.Normal(share**0.5 * x, (1 - share) ** 0.5).log_prob(y).mean()
-        alone = torch.distributions.Normal(torch.zeros(()).double(), 1.0).log_prob(y).mean()
-        found = importance_of(10.0, float(given - alone))
-        assert found == pytest.approx(share, abs=0.01)
+def test_what_is_known_or_sure_counts(loss: float, contrast: float, counts: float) -> None:
+    assert importance_of(loss, contrast) == pytest.approx(counts, rel=1e-9)

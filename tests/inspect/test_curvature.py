@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,31 @@ def test_words_say_whom_an_update_endangers(two: list[Adapter], update: Adapter)
     worst = rises_of(update, past)[0]
     assert f"new is predicted to cost {worst.task} {worst.nats:.2g} nats an answer token" in text
     assert worst.worst.name in text
+
+
+@pytest.mark.parametrize(
+    ("contrast", "words"),
+    [
+        (None, "Importance 0.06."),
+        (0.031, "Importance 0.06; its answers cost 0.031 nats more to one another's questions."),
+        (-0.002, "Importance 0.06; its answers cost no more to one another's questions."),
+    ],
+)
+def test_words_say_what_a_task_counts_and_rises_are_in_full(
+    contrast: float | None, words: str, two: list[Adapter], update: Adapter
+) -> None:
+    before = {rise.task: rise for rise in rises_of(update, Past.of(two))}
+    name = two[0].task
+    held = read_curvature(two[0])
+    assert held is not None
+    modules = {one: held.kronecker(one) for one in held.names}
+    record = replace(held.record, importance=0.06, contrast=contrast)
+    write_curvature(two[0].path, modules, record)
+    past = Past.of(two)
+    after = {rise.task: rise for rise in rises_of(update, past)}
+    assert after[name].importance == 0.06
+    assert after[name].nats == pytest.approx(before[name].nats, rel=1e-6)
+    assert words in render(energy_document(energy_of(past), "w"))
 
 
 def test_a_prediction_that_was_trained_against_says_so(two: list[Adapter], update: Adapter) -> None:

@@ -48,7 +48,9 @@ def measured(
     return folder
 
 
-def falling(folder: Path, seed: int, ratio: float, floor: float = 0.0) -> Path:
+def falling(
+    folder: Path, seed: int, ratio: float, floor: float = 0.0, importance: float = 1.0
+) -> Path:
     """Eight columns a factor, each `ratio` of the one before, as eigenvectors fall off."""
     adapter = read_adapter(folder)
     generator = torch.Generator().manual_seed(seed)
@@ -62,7 +64,8 @@ def falling(folder: Path, seed: int, ratio: float, floor: float = 0.0) -> Path:
         )
         for name, (rows, columns) in SHAPES.items()
     }
-    write_curvature(folder, modules, CurvatureRecord(adapter.digest, adapter.task))
+    record = CurvatureRecord(adapter.digest, adapter.task, importance=importance)
+    write_curvature(folder, modules, record)
     return folder
 
 
@@ -189,6 +192,48 @@ def test_importance_weighs_the_curvatures_beside_decay(
     if store == "factored":
         held = Past.of([read_adapter(folder) for folder in folders], decay=0.5)
         assert held.digest == past.digest
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_curvature_measured_anew_takes_the_place_of_the_old(
+    store: str, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    folders = [measured(make_adapter(f"task{i}", i), 100 + i) for i in range(2)]
+    before = accumulate(folders, tmp_path / "w", store=store).past  # type: ignore[arg-type]
+    assert not any(before.lacks(read_adapter(folder)) for folder in folders)
+    measured(folders[0], 100, importance=0.5)
+    assert [before.lacks(read_adapter(folder)) for folder in folders] == [True, False]
+    done = accumulate(folders[:1], tmp_path / "w")
+    assert "task0 is in already; its curvature was replaced by the one measured since" in done.notes
+    past = read_past(tmp_path / "w")
+    past.verify()
+    assert [weight for _, weight in past.weighed_curvatures] == [0.5, 1.0]
+    assert torch.equal(past.delta(Q), before.delta(Q))
+    assert not any(past.lacks(read_adapter(folder)) for folder in folders)
+    with pytest.raises(AdapterError, match="already"):
+        accumulate(folders[:1], tmp_path / "w")
+
+
+def test_importance_stays_through_every_change_of_the_file(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    folders = [
+        measured(make_adapter(f"task{i}", i), 100 + i, importance=one)
+        for i, one in enumerate((0.5, 0.25, 0.125))
+    ]
+    accumulate(folders, tmp_path / "w")
+    first = read_past(tmp_path / "w").first(2)
+    assert first is not None
+    assert [weight for _, weight in first.weighed_curvatures] == [0.5, 0.25]
+    compact(tmp_path / "w")
+    export_dense(read_past(tmp_path / "w"), tmp_path / "out")
+    copy = read_past(tmp_path / "out" / "wpast.safetensors")
+    copy.verify()
+    assert [weight for _, weight in copy.weighed_curvatures] == [0.5, 0.25, 0.125]
+    accumulate(folders, tmp_path / "v")
+    accumulate([], tmp_path / "v", drop=["task1"])
+    kept = accumulate([], tmp_path / "v", energy="curvature", last=1).past
+    assert [weight for _, weight in kept.weighed_curvatures] == [0.0, 0.125]
 
 
 def test_importance_is_part_of_what_a_past_is(make_adapter: MakeAdapter, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature_file import read_curvature
+from ella_cli.errors import AdapterError
 from ella_cli.past import accumulate, read_past
 from tests.past.conftest import SHAPES, STORES, MakeAdapter
 from tests.past.test_curvature import Q, falling
@@ -21,7 +22,8 @@ ROOM = sum(4 * rows * columns for rows, columns in SHAPES.values())
 def test_curvatures_that_fall_off_take_no_more_than_the_matrices(
     store: str, floor: float, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
-    folders = [falling(make_adapter(f"task{i}", i), i, 0.2, floor) for i in range(12)]
+    counts = [0.5, *[1.0] * 11]
+    folders = [falling(make_adapter(f"task{i}", i), i, 0.2, floor, counts[i]) for i in range(12)]
     path = tmp_path / "w"
     least: list[int] = []
     notes: tuple[str, ...] = ()
@@ -41,6 +43,11 @@ def test_curvatures_that_fall_off_take_no_more_than_the_matrices(
     each = sum(2 * (rows + columns) for rows, columns in SHAPES.values())
     assert each * 12 * (max(widths) + 1) > ROOM
     assert any(f"up to {max(widths)} eigenvectors a factor" in note for note in notes), notes
+    assert [weight for _, weight in past.weighed_curvatures] == counts
+    # A cut one is still the adapter's own.
+    for folder in folders[:2]:
+        with pytest.raises(AdapterError, match="already"):
+            accumulate([folder], path)
     # What is left are the leading columns, and the record knows the share of the others.
     for folder, kept, width in zip(folders, past.curvatures, widths, strict=True):
         whole = read_curvature(read_adapter(folder))

@@ -71,6 +71,17 @@ def test_a_run_from_before_importance_goes_on_where_it_is_one(tmp_path: Path) ->
     _claim(tmp_path / "run", importance=1.0)
 
 
+@pytest.mark.parametrize("settings", [{"curvature_rows": 0}, {"method": "seqlora"}])
+def test_a_run_from_before_importance_goes_on_where_nothing_was_measured(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    record = _claim(tmp_path / "run", **settings)
+    document = json.loads(record.read_text())
+    del document["settings"]["importance"]
+    record.write_text(json.dumps(document))
+    _claim(tmp_path / "run", **settings)
+
+
 def test_what_decides_no_result_may_change(tmp_path: Path) -> None:
     record = _claim(tmp_path / "run")
     before = record.read_bytes()
