@@ -5,8 +5,9 @@
 `EllaPenalty` is the paper's: Σ over modules of ‖ΔW ⊙ W_past‖²_F, so that strongly used coordinates
 of W_past are protected and little used ones stay free. `CurvaturePenalty` asks instead how much
 the past tasks' losses rise, each task's times its importance: ½ tr(ΔWᵀ G ΔW C) of every module and
-task, and ½ ‖s‖² of every task, s how far all modules together move its answers along its directions. Everything that knows tensors
-is in `kernels`; everything that knows training is in `training`.
+task, and ½ ‖s‖² of every task, s how far all modules together move its answers along its
+directions. Everything that knows tensors is in `kernels`; everything that knows training is in
+`training`.
 
 Source: ELLA, arXiv 2601.02232, Eq. 5; the algebra of both is in docs/method.md.
 """
