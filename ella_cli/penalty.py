@@ -102,8 +102,7 @@ class EllaPenalty(Penalty):
 
 
 class CurvaturePenalty(Penalty):
-    """The expected rise of the past tasks' losses, in nats per answer token, each times what its
-    task counts, summed over tasks.
+    """Σ over past tasks of importance times the expected rise of loss, nats per answer token.
 
     Raises:
         PastError: no task of the past that counts for its energy has measured its curvature.
