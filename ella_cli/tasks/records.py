@@ -60,7 +60,7 @@ def _line_records(path: Path, text: str) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             raise TaskError(
                 f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})",
@@ -75,7 +75,7 @@ def _json_records(path: Path, text: str) -> Iterator[Record]:
     if not text.strip():
         return
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         # Some published .json files hold one object a line.
         if error.msg == "Extra data":
@@ -101,9 +101,20 @@ def _json_records(path: Path, text: str) -> Iterator[Record]:
         yield _record(path, f"entry {number}", value)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON itself would keep the last of two equal keys, and nobody would know."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {twice!r:.40} twice")
+    return found
+
+
 def _too_odd(where: str, error: Exception) -> TaskError:
-    """JSON, but none that can be read: a number of thousands of digits, lists in lists in lists."""
-    return TaskError(f"{where}: {error!s:.100}", hint="an example holds texts and labels only")
+    """JSON, but no example: a key twice, a number of thousands of digits, lists in lists in lists."""
+    hint = "an example holds texts and labels only, each under its own name"
+    return TaskError(f"{where}: {error!s:.100}", hint=hint)
 
 
 def _csv_records(path: Path, text: str, delimiter: str | None) -> Iterator[Record]:

@@ -58,6 +58,12 @@ def test_a_line_ends_where_json_says_and_not_at_other_separators(tmp_path: Path)
         ("t.jsonl", '{"a": 1}\n{"a": \n', "line 2: not JSON"),
         ("t.jsonl", '{"a": 1}\n[1, 2]\n', "line 2: [1, 2] is not an object"),
         ("t.jsonl", "\n\n", "holds no rows"),
+        (
+            "t.jsonl",
+            '{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n',
+            "line 2: an object has the key 'a' twice",
+        ),
+        ("t.json", '[{"a": 1, "b": 2, "a": 3}]', "an object has the key 'a' twice"),
         ("t.json", "", "holds no rows"),
         ("t.json", "[]", "holds no rows"),
         ("t.json", '[{"a": 1},\n {"a" 2}]', "line 2: not JSON"),
