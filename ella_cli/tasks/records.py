@@ -112,7 +112,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _too_odd(where: str, error: Exception) -> TaskError:
-    """JSON, but no example: a key twice, a number of thousands of digits, lists in lists in lists."""
+    """JSON, but no example: a key twice, a number of thousands of digits, lists within lists."""
     hint = "an example holds texts and labels only, each under its own name"
     return TaskError(f"{where}: {error!s:.100}", hint=hint)
 
