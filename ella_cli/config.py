@@ -201,9 +201,9 @@ class CurvatureFields(Settings):
         64, "Eigenvectors kept of each factor of the curvature.", panel="Method", ge=1
     )
     importance: Importance = _field(
-        "auto",
-        "How much the task's curvature counts in later penalties: auto, by how much of the task "
-        "was learned, or a number, 1 for in full.",
+        1.0,
+        "How much the task's curvature counts in later penalties: a number, 1 for in full, or "
+        "auto, by how much of the task was learned.",
         panel="Method",
     )
 

@@ -46,13 +46,12 @@ def measure(
     with showing_progress(output) as progress:
         facts = measure_adapter(adapter, task, settings, past=past, progress=progress)
     dropped = facts["largest_dropped_share"]
-    given = "" if settings.importance == "auto" else " (given)"
     output.result(
         {"adapter": str(adapter), **facts},
         f"curvature of {adapter}: {facts['rows']} rows, {facts['tokens']} answer tokens, "
         f"{facts['seconds']:.0f} s\n"
         f"rank {facts['rank']}: at most {dropped['g']:.1%} of G and {dropped['c']:.1%} of C "
         "dropped in a module\n"
-        f"importance {facts['importance']:.2g}{given}\n"
+        f"importance {facts['importance']:.2g}\n"
         f"next: ella accumulate {adapter} --past wpast.safetensors",
     )

@@ -1,8 +1,8 @@
-"""How much of a task was learned, by which what its answers depend on is worth keeping.
+"""How much of a task was learned, by which its curvature counts with `--importance auto`.
 
 A task that was hardly learned answers by chance. The Fisher matrix is largest at such toss-ups, so
-by it alone this task would be protected most, though it has least to lose, and later tasks would be
-learned less (docs/decisions/0009). What there is to lose is told by exchanging questions: the same
+by it alone this task is protected most, though it has least to lose, and later tasks are learned
+less (docs/decisions/0009). What there is to lose is told by exchanging questions: the same
 answers, each given to another row's question, cost S nats an answer instead of L. With the contrast
 S − L the task counts by
 

@@ -7,7 +7,8 @@ tokens before it. Only module inputs and output gradients are looked at: no weig
 Blocks of one module each miss that modules act together: what training pushes, it pushes the same
 way in every layer, and the square of a sum of L like terms is L times the sum of their squares. A
 second look at the rows finds the directions of all modules that this is about (`directions`). A
-third, at their answers to one another's questions, tells how much was learned (`learned`).
+third, where it is asked for, is at their answers to one another's questions, and tells how much was
+learned (`learned`).
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from ella_cli.progress import Advance
 # twenty tasks among 0, 0.05, 0.1 and 0.3, which learned too little (docs/decisions/0007).
 SHRINKAGE = 0.05
 
-# At factors, at directions, and at the answers to other questions.
-LOOKS = 3
+# At factors and at directions; a third is at the answers to other questions.
+LOOKS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +53,8 @@ class Measured:
         rows: examples looked at.
         tokens: their answer tokens.
         loss: cross-entropy of the rows' answers, nats an answer.
-        contrast: how much more the answers cost to one another's questions, nats an answer; None of
-            a single row.
+        contrast: how much more the answers cost to one another's questions, nats an answer; None
+            where it was not asked for, and of a single row.
     """
 
     modules: Mapping[str, Kronecker]
@@ -73,6 +74,7 @@ def measure_curvature(
     rank: int,
     seed: int,
     batch_size: int = 8,
+    contrast: bool = False,
     advance: Advance = lambda done, words: None,
 ) -> Measured:
     """Looks at `rows` with the model as it stands (past folded in, adapter on, dropout off).
@@ -84,7 +86,8 @@ def measure_curvature(
         rank: eigenvectors kept of each G and each C.
         seed: of the probes.
         batch_size: sequences a pass.
-        advance: told of every batch, of each of `LOOKS` looks at the rows.
+        contrast: whether to exchange answers too.
+        advance: told of every batch, of each of `LOOKS` looks at the rows, one more with contrast.
 
     Raises:
         NonFiniteError: a module's curvature, or the loss of an answer, is infinite or NaN.
@@ -95,6 +98,7 @@ def measure_curvature(
     sums = PsdSums(rank, seed)
     moments: dict[str, Moments] = {}
     tokens, loss = 0, 0.0
+    others: float | None = None
     was_training = base.model.training
     base.model.train(False)
     try:
@@ -113,18 +117,20 @@ def measure_curvature(
             together = Together(modules)
             for _, _, looked_at in look():
                 together.add(looked_at)
-        others = total_loss(base, to_other_questions(base, rows), batch_size, advance)
+            if contrast and len(rows) > 1:
+                paired = to_other_questions(base, rows)
+                others = total_loss(base, paired, batch_size, advance)
     finally:
         base.model.train(was_training)
     joined, held = together.joined(tokens)
     count = len(ordered)
-    if not math.isfinite(loss + others):
+    if not math.isfinite(loss + (others or 0.0)):
         raise NonFiniteError(
             "the loss of the measured rows is not finite",
             hint="the model's activations overflow; use --dtype float32 or bfloat16",
         )
-    contrast = (others - loss) / count if count > 1 else None
-    return Measured(joined, dropped, held, count, tokens, loss / count, contrast)
+    apart = None if others is None else (others - loss) / count
+    return Measured(joined, dropped, held, count, tokens, loss / count, apart)
 
 
 def _look(

@@ -9,7 +9,6 @@ from pathlib import Path
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.adapter.curvature import Curvature
 from ella_cli.adapter.curvature_file import read_curvature
-from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.errors import AdapterError, PastError
 from ella_cli.past.change import Change, Part, parts_of
 from ella_cli.past.curvatures import measured_anew
@@ -134,7 +133,11 @@ class Draft:
     def _note_estimates(self, curvatures: Sequence[Curvature]) -> None:
         """One λ weighs all of them, so it should mean the same for all."""
         records = [curvature.record for curvature in curvatures]
-        others = [one.task for one in records if _way(one) != _way(records[-1])]
+        others = [
+            one.task
+            for one in records
+            if (one.coherence, one.shrinkage) != (records[-1].coherence, records[-1].shrinkage)
+        ]
         if others:
             self.notes.append(
                 f"the curvature of {', '.join(others)} was measured in another way than that of "
@@ -229,11 +232,6 @@ class Draft:
                 f"{adapter.task} was trained on top of {', '.join(map(str, missing))}, "
                 "not in this past"
             )
-
-
-def _way(record: CurvatureRecord) -> tuple[object, ...]:
-    """How it was measured; one without a contrast counts in full, however little was learned."""
-    return record.coherence, record.shrinkage, record.contrast is None
 
 
 def _renamed(slot: _Slot, name: str) -> _Slot:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ella_cli import files
 from ella_cli.adapter import Adapter, read_adapter
-from ella_cli.config import SUMMED_METHODS, RunSettings
+from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.manifest import MANIFEST
 from ella_cli.run_paths import RunPaths
@@ -128,7 +128,8 @@ class RunFolder(RunPaths):
         theirs = self.read()
         before = {
             "processes": 1,
-            "importance": _old_importance(theirs["settings"], ours),
+            # What an older ella measured counts in full.
+            "importance": 1.0,
             # An older ella did not note how prompts and scores are made.
             "task_digests": facts.get("task_digests"),
             **theirs["settings"],
@@ -155,12 +156,6 @@ def stage_names(method: Method, order: Sequence[str]) -> list[str]:
 
 def method_of(settings: RunSettings) -> Method:
     return METHODS[settings.method]
-
-
-def _old_importance(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Any:
-    """What counts for a run of an ella that had none: in full, or anything where nothing does."""
-    summed = theirs.get("method") in SUMMED_METHODS
-    return 1.0 if summed and theirs.get("curvature_rows", 1) else ours["importance"]
 
 
 def _short(value: Any) -> str:

@@ -99,7 +99,7 @@ def points_of(lambdas: str | None, seeds: int, base: RunSettings) -> tuple[Point
 def sweep_name(base: RunSettings) -> str:
     """Equal for the same sweep, on whatever machine: a name from all that decides its results."""
     facts = base.model_dump(mode="json", exclude=_OWN)
-    if not base.curvature_rows or base.importance == 1:
+    if base.importance == 1:
         # As in sweeps begun before there was one.
         del facts["importance"]
     return "ella-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

@@ -68,9 +68,17 @@ def measure_task(
     started = time.monotonic()
     batch_size = min(batch_size, MOST_AT_ONCE)
     chosen = random.Random(seed).sample(list(rows), min(count, len(rows)))
-    advance = progress.begin(f"measure {name}", LOOKS * -(-len(chosen) // batch_size))
+    looks = LOOKS + (importance == "auto")
+    advance = progress.begin(f"measure {name}", looks * -(-len(chosen) // batch_size))
     measured = measure_curvature(
-        base, model, chosen, rank=rank, seed=seed, batch_size=batch_size, advance=advance
+        base,
+        model,
+        chosen,
+        rank=rank,
+        seed=seed,
+        batch_size=batch_size,
+        contrast=importance == "auto",
+        advance=advance,
     )
     counts = importance
     if counts == "auto":

@@ -1,8 +1,7 @@
 """λ from a strength without units, so that a default means the same for any model, rank and scale.
 
 With curvature the penalty is a predicted rise of the past tasks' loss, in nats as the loss beside
-it, so λ says what a predicted nat of a task that was learned counts, and is the strength itself:
-λ = ρ.
+it, so λ says what a predicted nat counts, and is the strength itself: λ = ρ.
 
 The paper's penalty is of fourth order in weights, so its λ carries the units of their inverse:
 published values run from 3e4 to 5e8. There `auto` asks what repeating a past task's work costs:

@@ -79,7 +79,7 @@ def test_losses_are_those_of_each_answer_by_itself(base: Base) -> None:
     assert total_loss(base, rows, 3) == pytest.approx(own, rel=1e-5)
     told = []
     measured = measure_curvature(
-        base, model, rows, rank=4, seed=0, batch_size=3,
+        base, model, rows, rank=4, seed=0, batch_size=3, contrast=True,
         advance=lambda done, words: told.append(done),
     )  # fmt: skip
     assert measured.loss == pytest.approx(own / len(rows), rel=1e-5)
@@ -89,7 +89,7 @@ def test_losses_are_those_of_each_answer_by_itself(base: Base) -> None:
 
 def test_one_row_has_no_other_question_and_counts_in_full(base: Base) -> None:
     model, rows = attach_lora(base, LoraFields(), seed=0), _rows(base, 1)
-    measured = measure_curvature(base, model, rows, rank=4, seed=0)
+    measured = measure_curvature(base, model, rows, rank=4, seed=0, contrast=True)
     assert measured.contrast is None
     assert importance_of(measured.loss, measured.contrast) == 1
 
@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_is_refused(
     monkeypatch.setattr("ella_cli.curvature.measure.total_loss", lambda *_: loss)
     model, rows = attach_lora(base, LoraFields(), seed=0), _rows(base, 2)
     with pytest.raises(NonFiniteError, match="loss of the measured rows"):
-        measure_curvature(base, model, rows, rank=4, seed=0)
+        measure_curvature(base, model, rows, rank=4, seed=0, contrast=True)
 
 
 @pytest.mark.parametrize(

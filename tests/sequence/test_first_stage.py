@@ -79,7 +79,7 @@ def test_what_protects_earlier_tasks_does_not_touch_the_first(
     ("settings", "facts", "words"),
     [
         ({"seed": 1}, {}, "its seed is 0, here 1"),
-        ({"importance": 0.5}, {}, "its importance is auto, here 0.5"),
+        ({"importance": 0.5}, {}, r"its importance is 1\.0, here 0\.5"),
         ({"lora_rank": 4}, {}, "its lora-rank is 8, here 4"),
         ({"curvature_rows": 32}, {}, "its curvature-rows is 64, here 32"),
         ({"method": "olora", "olora_l2": 0.1}, {}, "its olora-l2 is 0.0, here 0.1"),

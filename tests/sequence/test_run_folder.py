@@ -67,19 +67,8 @@ def test_a_run_from_before_importance_goes_on_where_it_is_one(tmp_path: Path) ->
     del document["settings"]["importance"]
     record.write_text(json.dumps(document))
     with pytest.raises(SettingsError, match=r"its importance is 1\.0, now it is auto"):
-        _claim(tmp_path / "run")
-    _claim(tmp_path / "run", importance=1.0)
-
-
-@pytest.mark.parametrize("settings", [{"curvature_rows": 0}, {"method": "seqlora"}])
-def test_a_run_from_before_importance_goes_on_where_nothing_was_measured(
-    tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    record = _claim(tmp_path / "run", **settings)
-    document = json.loads(record.read_text())
-    del document["settings"]["importance"]
-    record.write_text(json.dumps(document))
-    _claim(tmp_path / "run", **settings)
+        _claim(tmp_path / "run", importance="auto")
+    _claim(tmp_path / "run")
 
 
 def test_what_decides_no_result_may_change(tmp_path: Path) -> None:
