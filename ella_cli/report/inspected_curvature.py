@@ -130,7 +130,7 @@ def curvature_section(tasks: tuple[TaskCurvature, ...], unmeasured: tuple[str, .
         parts.append(
             Words(
                 f"{task.task}: {worst.share:.0%} of its curvature sits in {worst.name} "
-                f"(measured on {task.rows} rows). {_counts(task)}"
+                f"(measured on {task.rows} rows).{_counts(task)}"
             )
         )
     if unmeasured:
@@ -151,8 +151,10 @@ def curvature_section(tasks: tuple[TaskCurvature, ...], unmeasured: tuple[str, .
 
 
 def _counts(task: TaskCurvature) -> str:
-    """What the task's curvature counts in a penalty, and how well it tells questions apart."""
-    counts = f"Importance {task.importance:.2g}"
+    """What it counts in a penalty unless in full, and how well its answers tell questions apart."""
+    if task.importance == 1 and task.contrast is None:
+        return ""
+    counts = f" Importance {task.importance:.2g}"
     if task.contrast is None:
         return f"{counts}."
     return f"{counts}; its answers cost {_more(task.contrast)} to one another's questions."
