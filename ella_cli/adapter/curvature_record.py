@@ -19,7 +19,7 @@ METADATA_KEY = "ella_curvature"
 # 4 does not count in full, which such a reader would make it do.
 PLAIN_VERSION, FLOORS_VERSION, DIRECTIONS_VERSION, IMPORTANCE_VERSION = 1, 2, 3, 4
 
-# More than the least and less than the most that a penalty can tell from nothing and everything.
+# As `--importance` takes it: what counts for nothing is left out by --last or --drop.
 Importance = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Floor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

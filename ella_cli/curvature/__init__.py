@@ -2,7 +2,7 @@
 
     measure_curvature   a trained model and a few rows -> G ⊗ C and directions per module, in nats
                         per answer token, and how much more its answers cost to other questions
-    importance_of       how much the task counts for that
+    importance_of       how much the task counts in a penalty, by what was learned of it
 
 docs/method.md derives the estimate; `adapter.curvature` keeps it, `kernels.curvature` uses it.
 """
