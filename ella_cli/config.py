@@ -105,7 +105,10 @@ class DataFields(Settings):
         False, "Begin prompts with task type and dataset name (a task hint at test time).",
         panel="Data",
     )  # fmt: skip
-    max_source_length: int = _field(512, "Prompt tokens; only the text is cut.", panel="Data", ge=8)
+    max_source_length: int = _field(
+        512, "Prompt tokens; only the text is cut. Fewer where the model's positions end.",
+        panel="Data", ge=8,
+    )  # fmt: skip
     max_target_length: int = _field(50, "Answer tokens.", panel="Data", ge=1)
     seed: int = _field(0, "Seed of data order, LoRA start and dropout.", panel="Data", ge=0)
 

@@ -20,7 +20,6 @@ questions and answers together (Palomar & Verdú 2008); the two exponents are ch
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -51,20 +50,15 @@ def to_other_questions(
 ) -> list[dict[str, list[int]]]:
     """Each row's question with the next row's answer; the last with the first's.
 
-    A question with which its new answer would go past a decoder's last position loses tokens after
-    its first.
-
     Args:
-        rows: what `Encoder.example` gives, in an order that says nothing.
+        rows: what `Encoder.example` gives, in an order that says nothing. It kept room for the
+            longest answer, so that any of them fits.
     """
-    positions = getattr(base.model.config, "max_position_embeddings", None) or sys.maxsize
     paired = []
     for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
         ids, answer = row["input_ids"], other["labels"]
         if base.kind == "decoder":
-            question = ids[: len(ids) - len(row["labels"])]
-            excess = max(len(question) + len(answer) - positions, 0)
-            ids = question[:1] + question[1 + excess :] + answer
+            ids = ids[: len(ids) - len(row["labels"])] + answer
         paired.append({"input_ids": ids, "labels": answer})
     return paired
 

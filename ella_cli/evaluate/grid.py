@@ -25,7 +25,6 @@ from ella_cli.model.fold import Fold
 from ella_cli.past import Past
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.tasks import Task, build_prompt, score_rows
-from ella_cli.tasks.batches import Encoder
 
 FORMAT = 1
 
@@ -130,9 +129,7 @@ def score_task(
     Args:
         answered: told after each batch how many rows it had.
     """
-    encoder = Encoder(
-        base.tokenizer, base.kind, settings.max_source_length, settings.max_target_length
-    )
+    encoder = base.encoder(settings.max_source_length, settings.max_target_length)
     prompts = [
         encoder.prompt(build_prompt(task.spec, row, header=settings.header)) for row in task.test
     ]

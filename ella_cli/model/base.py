@@ -14,7 +14,7 @@ from torch import Tensor
 from ella_cli import processes
 from ella_cli.errors import ModelError, SettingsError
 from ella_cli.model.source import resolve_source
-from ella_cli.tasks.batches import IGNORED, Collator
+from ella_cli.tasks.batches import IGNORED, Collator, Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +46,15 @@ class Base:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def encoder(self, max_source: int, max_target: int) -> Encoder:
+        """Prompts and answers -> rows for `collator`; as long as asked and as the model can read.
+
+        Args:
+            max_source, max_target: as `Encoder` takes them.
+        """
+        room = prompt_room(self.model.config, self.kind, max_source, max_target)
+        return Encoder(self.tokenizer, self.kind, room, max_target)
 
     def collator(self) -> Collator:
         """Rows of `Encoder.example` -> batches as this model reads them."""
@@ -151,6 +160,17 @@ def _answer_plainly(model: PreTrainedModel) -> None:
            "forced_bos_token_id")  # fmt: skip
     kept = {name: getattr(known, name, None) for name in ids}
     model.generation_config = GenerationConfig(**kept)  # type: ignore[no-untyped-call]
+
+
+def prompt_room(config: object, kind: Kind, max_source: int, max_target: int) -> int:
+    """Tokens a prompt may have: what is asked for, or fewer where the model's positions end.
+
+    A decoder has one sequence for both, so room for the longest answer is kept.
+    """
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return max_source
+    return min(max_source, positions - (max_target if kind == "decoder" else 0))
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
+from ella_cli.model.base import default_dtype, device_of, prompt_room
 from ella_cli.past.record import Store
 from ella_cli.plan.held import Held, HeldCurvature, held_curvature, held_past
 from ella_cli.plan.played import Batch, PlayedStep, play_step
@@ -113,8 +114,8 @@ def make_plan(
     """
     device, dtype = placement(settings)
     count = tasks or len(resolve_order(settings.order))
-    batch = _batch(settings, tokens, answers)
     skeleton = build_skeleton(settings, dtype)
+    batch = _batch(settings, skeleton, tokens, answers)
     played = play_step(skeleton, batch, device=device.type)
     method = METHODS[settings.method]
     earlier = count - 1 if method.summed else 0
@@ -170,8 +171,6 @@ def make_plan(
 
 def placement(settings: RunSettings) -> tuple[torch.device, torch.dtype]:
     """Where and in what a run would compute; a GPU that is not here is taken to have bfloat16."""
-    from ella_cli.model.base import default_dtype, device_of
-
     device = device_of(settings.device)
     if settings.dtype != "auto":
         return device, getattr(torch, settings.dtype)
@@ -180,9 +179,14 @@ def placement(settings: RunSettings) -> tuple[torch.device, torch.dtype]:
     return device, default_dtype(device)
 
 
-def _batch(settings: RunSettings, tokens: int | None, answers: int | None) -> Batch:
+def _batch(
+    settings: RunSettings, skeleton: Skeleton, tokens: int | None, answers: int | None
+) -> Batch:
     wanted = settings.max_target_length if answers is None else answers
-    longest = settings.max_source_length + wanted if tokens is None else tokens
+    room = prompt_room(
+        skeleton.model.config, skeleton.kind, settings.max_source_length, settings.max_target_length
+    )
+    longest = room + wanted if tokens is None else tokens
     if not 0 < wanted < longest:
         raise SettingsError(
             f"{wanted} answer tokens in sequences of {longest} leave no prompt",

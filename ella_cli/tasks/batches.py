@@ -162,7 +162,8 @@ def _shorten_text(
         raise TaskError(
             f"instruction and options alone are {len(ids) - len(inside)} tokens, "
             f"{excess - len(inside)} more than fit",
-            hint="raise --max-source-length, or shorten the instruction or the label names",
+            hint="raise --max-source-length where the model has the positions, or shorten the "
+            "instruction or the label names",
         )
     first_cut = inside[0] if prompt.cut == "start" else inside[len(inside) - excess]
     return ids[:first_cut] + ids[first_cut + excess :]

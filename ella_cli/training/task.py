@@ -21,7 +21,6 @@ from ella_cli.model.lora import attach_lora, detach_lora, lora_layers
 from ella_cli.penalty import CurvaturePenalty
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.tasks import Row, Task, build_prompt
-from ella_cli.tasks.batches import Encoder
 from ella_cli.training.assignment import Assignment, stage_manifest, stage_seed
 from ella_cli.training.card import model_card
 from ella_cli.training.carried import carried_lora
@@ -125,9 +124,7 @@ def encode_rows(
     base: Base, tasks: Sequence[Task], settings: DataFields
 ) -> list[dict[str, list[int]]]:
     """The train rows of `tasks` as token ids, in order."""
-    encoder = Encoder(
-        base.tokenizer, base.kind, settings.max_source_length, settings.max_target_length
-    )
+    encoder = base.encoder(settings.max_source_length, settings.max_target_length)
     return [
         encoder.example(build_prompt(task.spec, row, header=settings.header), row.answer)
         for task in tasks
@@ -141,20 +138,18 @@ def check_frames(base: Base, tasks: Sequence[Task], settings: DataFields) -> lis
     Raises:
         TaskError: what is always in a task's prompt is longer than the model may read.
     """
-    encoder = Encoder(
-        base.tokenizer, base.kind, settings.max_source_length, settings.max_target_length
-    )
+    encoder = base.encoder(settings.max_source_length, settings.max_target_length)
     notes = []
     for task in tasks:
         frame = build_prompt(task.spec, Row("", ""), header=settings.header)
         try:
-            left = settings.max_source_length - len(encoder.prompt(frame))
+            left = encoder.max_source - len(encoder.prompt(frame))
         except TaskError as error:
             raise TaskError(f"{task.spec.name}: {error.message}", hint=error.hint) from error
         if left < _LITTLE_ROOM:
             notes.append(
-                f"{task.spec.name}: instruction and options leave {left} of "
-                f"--max-source-length {settings.max_source_length} tokens for the text"
+                f"{task.spec.name}: instruction and options leave {left} of {encoder.max_source} "
+                "prompt tokens for the text; see --max-source-length"
             )
     return notes
 

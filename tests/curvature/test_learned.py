@@ -15,7 +15,7 @@ from ella_cli.errors import NonFiniteError
 from ella_cli.model.base import Base, load_base
 from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
 from ella_cli.tasks import build_prompt, load_task
-from ella_cli.tasks.batches import Encoder
+from ella_cli.tasks.prompt import Prompt
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def base(tiny_model: Path) -> Base:
 
 def _rows(base: Base, count: int) -> list[dict[str, list[int]]]:
     task = load_task("demo-topic", limit=count)
-    encoder = Encoder(base.tokenizer, base.kind, 400, 10)
+    encoder = base.encoder(400, 10)
     return [
         encoder.example(build_prompt(task.spec, row, header=False), row.answer)
         for row in task.train
@@ -94,25 +94,14 @@ def test_one_row_has_no_other_question_and_counts_in_full(base: Base) -> None:
     assert importance_of(measured.loss, measured.contrast) == 1
 
 
-def test_no_pair_goes_past_the_last_position(base: Base) -> None:
-    rows = [
-        {"input_ids": list(range(3, 20 + length)), "labels": list(range(30, 30 + answer))}
-        for length, answer in ((20, 2), (0, 9), (3, 5), (20, 1))
-    ]
-    if base.kind == "decoder":
-        rows = [{**row, "input_ids": row["input_ids"] + row["labels"]} for row in rows]
-    longest = max(len(row["input_ids"]) for row in rows)
-    assert max(len(row["input_ids"]) for row in to_other_questions(base, rows)) > (
-        longest if base.kind == "decoder" else longest - 1
-    )
-    base.model.config.max_position_embeddings = longest
-    paired = to_other_questions(base, rows)
-    assert max(len(row["input_ids"]) for row in paired) == longest
-    assert all(row["input_ids"][0] == 3 for row in paired)
-    for pair, row, other in zip(paired, rows, [*rows[1:], rows[0]], strict=True):
-        assert pair["labels"] == other["labels"]
-        # The end of a question says what is asked for.
-        assert _question(base, pair)[-5:] == _question(base, row)[-5:]
+def test_a_question_has_room_for_any_other_answer(base: Base) -> None:
+    base.model.config.max_position_embeddings = 40
+    encoder = base.encoder(400, 10)
+    question = Prompt("Say it.\n", "long " * 60, "\nAnswer:")
+    rows = [encoder.example(question, answer) for answer in ("a", "much longer " * 9)]
+    assert len(rows[0]["labels"]) < len(rows[1]["labels"]) == 10
+    longest = max(len(row["input_ids"]) for row in to_other_questions(base, rows))
+    assert longest == 40
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -12,8 +12,10 @@ import torch
 
 from ella_cli.config import LoraFields, TrainSettings, resolve_settings
 from ella_cli.errors import ModelError, SettingsError
+from ella_cli.evaluate.decode import generate_answers, rank_labels
 from ella_cli.model.base import device_of, leave_cudnn_attention, load_base
 from ella_cli.model.lora import attach_lora, detach_lora
+from ella_cli.tasks.prompt import Prompt
 
 
 @pytest.fixture
@@ -45,6 +47,27 @@ def test_a_model_on_cuda_attends_without_cudnn(tiny_llama: Path) -> None:
 def test_a_model_on_the_cpu_leaves_it_alone(tiny_llama: Path) -> None:
     load_base(str(tiny_llama), device="cpu")
     assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_prompts_are_cut_to_the_positions_a_model_has(tiny_gpt2: Path, tiny_t5: Path) -> None:
+    gpt2 = load_base(str(tiny_gpt2), dtype="float32", device="cpu")
+    encoder = gpt2.encoder(2000, 30)
+    question = Prompt("Say it.\n", "a long text " * 400, "\nAnswer:")
+    row = encoder.example(question, "word " * 60)
+    assert len(row["input_ids"]) == 512
+    assert gpt2.tokenizer.decode(row["input_ids"]).startswith("<s>Say it.")
+    logits, _ = gpt2.answer_logits(gpt2.collator()([row]))
+    assert logits.isfinite().all()
+    told: list[int] = []
+    prompts = [encoder.prompt(question)]
+    assert generate_answers(gpt2, encoder, prompts, (), batch_size=1, answered=told.append)
+    assert rank_labels(
+        gpt2, encoder, prompts, ("one", "word " * 60), batch_size=1, answered=told.append
+    )
+    assert len(gpt2.encoder(40, 30).prompt(question)) == 40
+    # T5's positions are relative and end nowhere.
+    t5 = load_base(str(tiny_t5), dtype="float32", device="cpu")
+    assert len(t5.encoder(2000, 30).prompt(question)) == 2000
 
 
 @pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])

@@ -123,6 +123,14 @@ def test_parts_follow_the_settings(tiny_llama: Path) -> None:
     assert _size(alone, "past") == _size(alone, "pristine weights") == 0
 
 
+def test_sequences_are_no_longer_than_the_model_has_positions(
+    tiny_llama: Path, tiny_t5: Path
+) -> None:
+    asked = {"dtype": "float32", "device": "cpu", "max_source_length": 900}
+    assert _plan(RunSettings(model=str(tiny_llama), **asked), tasks=1).batch.tokens == 512
+    assert _plan(RunSettings(model=str(tiny_t5), **asked), tasks=1).batch.tokens == 950
+
+
 def test_what_cannot_be_planned_says_why(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot read the config"):
         _plan(RunSettings(model=str(tmp_path)))
