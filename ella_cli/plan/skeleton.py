@@ -9,10 +9,9 @@ from typing import Any, cast
 import torch
 
 from ella_cli.config import RunSettings
-from ella_cli.errors import ModelError
 from ella_cli.model.base import Base, Kind
 from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
-from ella_cli.model.source import smollm2_gguf
+from ella_cli.model.source import model_errors, smollm2_gguf
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,14 @@ def build_skeleton(settings: RunSettings, dtype: torch.dtype) -> Skeleton:
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
         notes.append(f"the model is quantised; its weights are counted as {_name(dtype)}")
-    try:
-        with init_empty_weights(include_buffers=True):
-            model = loader.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ModelError(
-            f"cannot build {settings.model} from its config: {str(error).splitlines()[0]}",
+    with (
+        model_errors(
+            f"cannot build {settings.model} from its config",
             hint="its architecture must be one that transformers knows",
-        ) from error
+        ),
+        init_empty_weights(include_buffers=True),
+    ):
+        model = loader.from_config(config, dtype=dtype, trust_remote_code=False)  # type: ignore[no-untyped-call]
     # Made apart on the meta device, an embedding and its head are two again.
     model.tie_weights()
     model.requires_grad_(False)
@@ -94,16 +93,15 @@ def _config(source: str) -> Any:
     from transformers import AutoConfig
 
     path = smollm2_gguf() if source == "smollm2" else Path(source).expanduser()
-    try:
+    with model_errors(
+        f"cannot read the config of {source}",
+        hint="give a hub id (needs the network), a folder with config.json, or smollm2",
+    ):
         if path.suffix == ".gguf":
             # A GGUF file's header says it all; unpacking its weights would take a minute.
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        return AutoConfig.from_pretrained(str(path) if path.is_dir() else source)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot read the config of {source}: {str(error).strip().splitlines()[0]}",
-            hint="give a hub id (needs the network), a folder with config.json, or smollm2",
-        ) from error
+        where = str(path) if path.is_dir() else source
+        return AutoConfig.from_pretrained(where, trust_remote_code=False)
 
 
 def _name(dtype: torch.dtype) -> str:

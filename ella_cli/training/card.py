@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,19 +77,20 @@ def _use(settings: TrainSettings) -> str:
 
 
 def _loading(base: str, kind: str) -> list[str]:
+    quoted = json.dumps(base, ensure_ascii=False)
     if base == "smollm2" or base.endswith(".gguf"):
         # No name of transformers: it is unpacked first.
         return [
             "from ella_cli.model.base import load_base",
             "from peft import PeftModel",
             "",
-            f'model = PeftModel.from_pretrained(load_base("{base}").model, "path/to/this/folder")',
+            f'model = PeftModel.from_pretrained(load_base({quoted}).model, "path/to/this/folder")',
         ]
     auto = f"AutoModelFor{'Causal' if kind == 'decoder' else 'Seq2Seq'}LM"
     return [
         "from peft import PeftModel",
         f"from transformers import {auto}",
         "",
-        f'model = {auto}.from_pretrained("{base}")',
+        f"model = {auto}.from_pretrained({quoted})",
         'model = PeftModel.from_pretrained(model, "path/to/this/folder")',
     ]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ella_cli.config import RunSettings
 from ella_cli.errors import ModelError, ShapeError
 from ella_cli.model.base import load_base
 from ella_cli.past import accumulate
 from ella_cli.past.export import export_merged
+from ella_cli.plan.skeleton import build_skeleton
 from tests.past.answers import answers_of_peft, load, logits, train_nothing
 from tests.past.conftest import MakeAdapter
 
@@ -135,9 +139,35 @@ def test_bases_that_cannot_be_merged_say_why(
     (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
     with pytest.raises(ModelError, match="quantised"):
         export_merged(past, base, tmp_path / "merged")
-    (base / "config.json").write_text(json.dumps(config | {"architectures": ["Nothing"]}))
+    for damage in (
+        {"architectures": ["Nothing"]}, {"architectures": ["TimmBackbone"]},
+        {"architectures": ["pipeline"]}, {"hidden_size": "abc"}, {"num_attention_heads": 0},
+    ):  # fmt: skip
+        (base / "config.json").write_text(json.dumps(config | damage))
+        with pytest.raises(ModelError, match="cannot build"):
+            export_merged(past, base, tmp_path / "merged")
+
+
+def test_a_folders_own_python_is_never_run(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past = accumulate([train_nothing(tiny_llama, tmp_path / "t", 0)], tmp_path / "w").past
+    base = tmp_path / "base"
+    shutil.copytree(tiny_llama, base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {
+        "AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilModel",
+    }}  # fmt: skip
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     with pytest.raises(ModelError, match="cannot build"):
         export_merged(past, base, tmp_path / "merged")
+    with pytest.raises(ModelError, match="cannot load"):
+        load_base(str(base))
+    with pytest.raises(ModelError, match="cannot read"):
+        build_skeleton(RunSettings(model=str(base)), torch.float32)
+    assert not (tmp_path / "ran").exists()
     index = {"weight_map": {"a": "../../evil.safetensors"}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match="no usable files"):

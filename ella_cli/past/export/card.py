@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _LOADING = {
 from peft import PeftModel
 from transformers import {auto}
 
-model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), "THIS FOLDER")""",
+model = PeftModel.from_pretrained({auto}.from_pretrained({base}), "THIS FOLDER")""",
     "merged model": """\
 from transformers import {auto}
 
@@ -44,7 +45,8 @@ def write_card(folder: Path, past: Past, form: str, exactness: str, base: str) -
         "",
         "```python",
         _LOADING[form].format(
-            auto=_AUTO.get(past.base.task_type or "", "AutoModel"), base=base or "BASE MODEL"
+            auto=_AUTO.get(past.base.task_type or "", "AutoModel"),
+            base=json.dumps(base or "BASE MODEL", ensure_ascii=False),
         ),
         "```",
         "",

@@ -17,6 +17,7 @@ from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import ModelError, PastError, ShapeError
 from ella_cli.files import read_json
 from ella_cli.model.base import fingerprint_of
+from ella_cli.model.source import model_errors
 from ella_cli.past.export.card import write_card
 from ella_cli.past.export.exported import Exported, empty_folder
 from ella_cli.past.past import Past
@@ -113,16 +114,20 @@ def _skeleton(model: Path) -> PreTrainedModel:
     """The model without weights: what its modules are, and which share a weight."""
     import transformers
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(model, local_files_only=True)
-        architecture = getattr(transformers, (config.architectures or ["none"])[0])
-        with torch.device("meta"):
-            skeleton: PreTrainedModel = architecture(config)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"transformers cannot build {model} from its config: {str(error).splitlines()[0]}",
+    with (
+        model_errors(
+            f"transformers cannot build {model} from its config",
             hint="only architectures that transformers knows can be merged; export --as peft",
-        ) from error
+        ),
+        torch.device("meta"),
+    ):
+        config = transformers.AutoConfig.from_pretrained(
+            model, local_files_only=True, trust_remote_code=False
+        )
+        architecture = getattr(transformers, (config.architectures or ["none"])[0])
+        if not issubclass(architecture, transformers.PreTrainedModel):
+            raise TypeError(f"{architecture.__name__} is no model")
+        skeleton: PreTrainedModel = architecture(config)
     return skeleton
 
 
