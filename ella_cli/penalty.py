@@ -95,7 +95,7 @@ class EllaPenalty(Penalty):
                 for name, b in zip(self.names, self._bs, strict=True)
             ],
             scales,
-            rank=self._as[0].shape[0] if self._as else 1,
+            rank=[a.shape[0] for a in self._as],
             form=self._form,
             names=self.names,
         )

@@ -14,7 +14,8 @@ squared. ΔW is never built, and a sum over tasks stays a sum of Kronecker produ
 product equals. Each U, V and R is read twice: about 8 K R (M + N) flops a module for K columns in
 all and 4 D K'² for D directions in K' columns; beside them only (K, R) and (R, K) are kept.
 
-Modules of equal shape are one batched product; its tasks are padded to the most columns. B takes
+Modules of equal shape are one batched product; its tasks are padded to the most columns, its LoRA
+pairs to the largest rank. B takes
 part as Bᵀ: on the CPU a few rows times a wide matrix are more than twice as fast as a tall matrix
 times a few columns.
 
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ella_cli.errors import ShapeError
 from ella_cli.kernels.kronecker import Kronecker
@@ -177,7 +179,8 @@ class CurvaturePlan:
             values[list(one.batch.members)] = value.to(values.device)
             db = dbt.mT.contiguous()  # (S, M, R)
             for i, one_db, one_da in zip(one.batch.members, db, da, strict=True):
-                dbs[i], das[i] = one_db, one_da
+                rank = as_[i].shape[0]
+                dbs[i], das[i] = one_db[:, :rank], one_da[:rank]
         measured = {i for batch in self._batches for i in batch.members}
         for i in set(range(len(bs))) - measured:
             dbs[i] = torch.zeros_like(bs[i], dtype=dtype)
@@ -198,8 +201,8 @@ class CurvaturePlan:
 
 
 def _see(batch: _Batch, bs: Sequence[Tensor], as_: Sequence[Tensor], dtype: torch.dtype) -> _Seen:
-    bt = torch.stack([bs[i].detach().to(dtype) for i in batch.members]).mT  # (S, R, M)
-    a = torch.stack([as_[i].detach().to(dtype) for i in batch.members])  # (S, R, N)
+    bt = _stacked([bs[i].detach().to(dtype).mT for i in batch.members])  # (S, R, M)
+    a = _stacked([as_[i].detach().to(dtype) for i in batch.members])  # (S, R, N)
     batch = batch._replace(
         u=batch.u.to(dtype), v=batch.v.to(dtype), scales=batch.scales.to(dtype),
         directions=None if batch.directions is None else batch.directions.to(dtype),
@@ -212,6 +215,13 @@ def _see(batch: _Batch, bs: Sequence[Tensor], as_: Sequence[Tensor], dtype: torc
         moves = (z.flatten(2)[..., None, :] @ batch.directions.flatten(3).mT).squeeze(-2)
         moves = moves * batch.scales[:, None, None]
     return _Seen(batch, bt, a, bu, av, moves)
+
+
+def _stacked(factors: Sequence[Tensor]) -> Tensor:
+    """(R, K) of each module -> (S, R, K); where ranks differ, R is the largest and the rest 0."""
+    if len({factor.shape for factor in factors}) == 1:
+        return torch.stack(list(factors))
+    return pad_sequence(list(factors), batch_first=True)
 
 
 def _terms(seen: _Seen, together: Tensor) -> tuple[Tensor, Tensor, Tensor]:

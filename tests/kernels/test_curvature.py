@@ -92,6 +92,22 @@ def test_modules_of_all_kinds_at_once_are_the_sum_of_each() -> None:
     assert relative(total, torch.stack(each).sum()) < 1e-5
 
 
+def test_modules_of_one_shape_may_have_several_ranks() -> None:
+    terms = [_terms(11, 29, [(5, 4), (3, 6)], seed=10 * i) for i in range(3)]
+    ranks = [4, 2, 3]
+    bs = [_normal(11, rank, seed=200 + rank).requires_grad_() for rank in ranks]
+    as_ = [_normal(rank, 29, seed=300 + rank).requires_grad_() for rank in ranks]
+    total, values = plan_curvature(terms, [(11, 29)] * 3, [1.0, 2.0, 0.5])(bs, as_)
+    total.backward()  # type: ignore[no-untyped-call]
+    for i, (b, a, scale) in enumerate(zip(bs, as_, [1.0, 2.0, 0.5], strict=True)):
+        value, db, da = _truth(b.detach(), a.detach(), terms[i], scale)
+        assert relative(values[i], value) < 1e-5
+        assert b.grad is not None
+        assert a.grad is not None
+        assert relative(b.grad, db) < 1e-5
+        assert relative(a.grad, da) < 1e-5
+
+
 def test_gradcheck_in_float64() -> None:
     terms = [
         replace(t, u=t.u.double(), v=t.v.double()) for t in _terms(6, 5, [(3, 2), (2, 4)], seed=5)
