@@ -14,7 +14,6 @@ import warnings
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from ella_cli.cli.accumulate import accumulate
@@ -25,6 +24,7 @@ from ella_cli.cli.evaluate import evaluate
 from ella_cli.cli.export import export
 from ella_cli.cli.inspect import inspect
 from ella_cli.cli.measure import measure
+from ella_cli.cli.output import PlainConsole
 from ella_cli.cli.plan import plan
 from ella_cli.cli.recipe import recipe
 from ella_cli.cli.report import report
@@ -150,7 +150,7 @@ def _explain_command_line(error: Any) -> int:
 
 
 def _say(message: str, hint: str | None) -> None:
-    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    stderr = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
     stderr.print(f"[red]error:[/] {escape(message)}")
     if hint:
         stderr.print(f"[dim]next:[/]  {escape(hint)}")

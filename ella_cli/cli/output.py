@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from ella_cli import processes
@@ -81,5 +83,25 @@ class Output:
             self.stdout.print(renderable, soft_wrap=isinstance(renderable, str))
 
 
+class PlainConsole(Console):
+    """Lets no control character through but its own: a name or a text may come from a stranger."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def printable(text: str) -> str:
+    """The text with a question mark for each control character but line breaks and tabs."""
+    if text.isprintable():
+        return text
+    return "".join(
+        "?" if unicodedata.category(one) in {"Cc", "Cs"} and one not in "\n\t" else one
+        for one in text
+    )
+
+
 def _console(*, stderr: bool) -> Console:
-    return Console(stderr=stderr, highlight=False, markup=False)
+    return PlainConsole(stderr=stderr, highlight=False, markup=False)

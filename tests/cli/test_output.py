@@ -24,6 +24,26 @@ def test_the_libraries_bars_are_silent_where_no_one_watches(quiet: bool) -> None
     assert done.stderr == ""
 
 
+def test_control_characters_do_not_reach_the_terminal(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    evil = "evil\x1b]0;pwned\x07\x1b[2J\x9b\r\ud800 λ"
+    table = Table(evil)
+    table.add_row(evil)
+    output = Output()
+    output.say(evil)
+    output.warn(evil)
+    output.result({}, evil, table)
+    with showing_progress(output) as progress:
+        progress.note(evil)
+    shown = capfdbinary.readouterr()
+    for stream in (shown.out, shown.err):
+        text = stream.decode()
+        assert "evil" in text
+        assert "λ" in text
+        assert not set(text) & set("\x1b\x07\x9b\r")
+
+
 def test_brackets_in_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("[name]")
     table.add_row("[/cell]")
