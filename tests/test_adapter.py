@@ -215,6 +215,8 @@ def test_another_kind_of_update_made_by_peft_is_refused_by_name(
         ({"r": "eight"}, "eight"),
         ({"r": 5}, "rank 5"),
         ({"rank_pattern": {"(a+)+": 4}}, "rank_pattern"),
+        ({"rank_pattern": {"a?" * 40 + "a" * 40: 4}}, "rank_pattern"),
+        ({"rank_pattern": {"(a|a)" * 40: 4}}, "rank_pattern"),
         ({"rank_pattern": ["q_proj"]}, "rank_pattern"),
         ({"rank_pattern": {"q_proj": float("nan")}}, "rank_pattern"),
         ({"lora_alpha": float("inf")}, "lora_alpha is 'inf'"),
@@ -247,6 +249,38 @@ def test_a_factor_without_its_partner_and_a_foreign_tensor_are_refused(
     )
     with pytest.raises(AdapterError, match=r"classifier\.weight"):
         read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("curvature/0/x", "no name of a module"),
+        ("q" * 201, "no name of a module"),
+        ("q\x1b[2J", "unusable name"),
+        ("q" * 500, "unusable name"),
+    ],
+)
+def test_a_module_of_an_impossible_name_is_refused(
+    module: str, said: str, plain: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text((plain / "adapter_config.json").read_text())
+    factors = {
+        f"{module}.lora_A.weight": torch.ones(8, 4),
+        f"{module}.lora_B.weight": torch.ones(4, 8),
+    }
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=said):
+        read_adapter(tmp_path)
+
+
+def test_a_task_of_an_impossible_name_is_refused(plain: Path, tmp_path: Path) -> None:
+    for file in plain.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    for task in ("x" * 501, "evil\x1b]0;pwned\x07"):
+        (tmp_path / "ella.json").write_text(json.dumps({"format": 1, "task": task}))
+        with pytest.raises(AdapterError, match="names the task"):
+            read_adapter(tmp_path)
 
 
 def test_grouped_convolutions_are_refused_where_peft_has_no_delta(tmp_path: Path) -> None:

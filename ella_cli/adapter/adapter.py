@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ _KEY = re.compile(
 _BASE_COPY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.base_layer\.(?:weight|bias)")
 
 _WEIGHTS = "adapter_model.safetensors"
+
+# Far more than a model has, and few enough for a pattern to be matched against.
+_MODULE_LIMIT = 200
+_TASK_LIMIT = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +200,14 @@ def _pair(file: TensorFile, path: Path) -> tuple[dict[str, dict[str, str]], tupl
         if match is None or ".base_layer" in key:
             others.append(key)
             continue
-        factor = factors.setdefault(match["module"], {})
+        module = match["module"]
+        if "/" in module or len(module) > _MODULE_LIMIT:
+            # A past's other tensors are told from its modules' by the slash.
+            raise AdapterError(
+                f"{path}: {module[:100]} is no name of a module",
+                hint="the file was changed by hand; save the adapter again with peft",
+            )
+        factor = factors.setdefault(module, {})
         letter = match["matrix"] or match["embedding"]
         if letter in factor:
             raise AdapterError(
@@ -258,4 +270,12 @@ def layers_in_order(name: str) -> tuple[tuple[int, str], ...]:
 
 def _task(manifest: Mapping[str, Any] | None, path: Path) -> str:
     task = manifest.get("task") if manifest is not None else None
-    return task if isinstance(task, str) and task else path.resolve().name
+    if not task or not isinstance(task, str):
+        # What a folder's name has beside text shows as question marks.
+        return os.fsencode(path.resolve().name).decode(errors="replace")
+    if not task.isprintable() or len(task) > _TASK_LIMIT:
+        raise AdapterError(
+            f"{path}: its ella.json names the task {task[:60]!a}",
+            hint="the file was changed by hand; restore it, or take it away",
+        )
+    return task

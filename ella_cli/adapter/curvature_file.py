@@ -55,7 +55,8 @@ def write_curvature(
         record = replace(record, version=DIRECTIONS_VERSION)
     if record.importance != 1:
         record = replace(record, version=IMPORTANCE_VERSION)
-    record = replace(record, digest=factors_digest(sums, layout, record))
+    digest = factors_digest(sums, layout, record)
+    record = replace(record, digest=digest, measured=digest)
     metadata = {"format": "pt", METADATA_KEY: RECORD.dump_json(record).decode()}
     with (
         replacing(folder / CURVATURE) as temporary,

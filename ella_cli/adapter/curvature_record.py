@@ -44,6 +44,7 @@ class CurvatureRecord:
             where not measured.
         importance: how much it counts in a penalty; predictions are in full whatever it is.
         digest: over all factors, floors and the importance.
+        measured: the digest before anything was cut off; empty from an ella that did not say.
     """
 
     adapter: str
@@ -62,7 +63,12 @@ class CurvatureRecord:
     contrast: Annotated[float, Field(allow_inf_nan=False)] | None = None
     importance: Importance = 1.0
     digest: str = ""
+    measured: str = ""
     version: int = PLAIN_VERSION
+
+    def __post_init__(self) -> None:
+        if not all(said.isprintable() for said in (self.task, self.model)):
+            raise ValueError("its task or base model has no usable name")
 
     def with_floors(self, floors: Mapping[str, tuple[float, float]]) -> CurvatureRecord:
         """The same with these floors, of the version that they need."""

@@ -132,11 +132,12 @@ def _is_usable(value: Any) -> bool:
 def _is_tame(pattern: str) -> bool:
     """Whether a stranger's regular expression compiles and cannot run for ever.
 
-    Repeated groups are what makes backtracking exponential; real patterns are module names.
+    Repeated groups and many choices are what makes backtracking exponential; real patterns are
+    module names.
     """
     if len(pattern) > 300 or re.search(r"\)[*+{?]", pattern):
         return False
-    if len(re.findall(r"[*+{]", pattern)) > 3:
+    if len(re.findall(r"[*+{?]", pattern)) > 3 or pattern.count("|") > 8:
         return False
     try:
         re.compile(pattern)

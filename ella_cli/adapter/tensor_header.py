@@ -19,6 +19,7 @@ ITEM_BYTES: Mapping[str, int] = MappingProxyType(
 # The format's own limit.
 _HEADER_LIMIT_BYTES = 100_000_000
 _COUNT_LIMIT = 1 << 62
+_NAME_LIMIT = 500
 
 
 class Entry(NamedTuple):
@@ -87,6 +88,9 @@ def header_text(layout: Mapping[str, Entry], metadata: Mapping[str, str]) -> byt
 
 def _entry(name: str, value: object, data_start: int) -> Entry:
     shown = name[:80]
+    if not name.isprintable() or len(name) > _NAME_LIMIT:
+        # Half a character cannot be written again, a control character would reach the terminal.
+        raise MalformedHeader(f"it has a tensor with the unusable name {shown!a}")
     if not isinstance(value, dict):
         raise MalformedHeader(f"{shown} has no description")
     dtype = value.get("dtype")

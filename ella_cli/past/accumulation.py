@@ -134,6 +134,8 @@ def accumulate(
         with replacing(path) as temporary:
             write = write_factored if chosen == "factored" else write_dense
             write(change, temporary)
+            # What could not be read again must not take the place of what can.
+            read_past(temporary)
         past = read_past(path)
     before = set(old.tasks) if old is not None else set()
     return Accumulated(

@@ -65,6 +65,8 @@ def measured_anew(held: Curvature | None, found: Curvature | None) -> bool:
         return False
     if held is None:
         return True
+    if held.record.measured or found.record.measured:
+        return held.record.measured != found.record.measured
 
     def plain(one: Curvature) -> CurvatureRecord:
         # All that cutting changes.

@@ -126,7 +126,7 @@ class Draft:
         missing = [task.name for task in self.tasks if task.digest not in self._curvatures]
         if wanted and missing:
             self.notes.append(
-                f"{', '.join(missing)}: no curvature, so protected by --energy sum only; "
+                f"{', '.join(missing)}: no curvature, so --energy curvature does not protect it; "
                 "`ella measure ADAPTER --task NAME` makes it, then accumulate the adapter again"
             )
 
@@ -162,6 +162,11 @@ class Draft:
             )
         if slot.part is not None:
             return
+        if self.energy.kind == "rss":
+            raise PastError(
+                f"a dense rss energy has lost what is small beside {task.name}",
+                hint="accumulate the adapters that should stay into a new file",
+            )
         decays = self.energy.decay is not None and not self.energy.is_plain
         if task.shrink is not None or decays:
             why = "was shrunk by its past" if task.shrink is not None else "has decayed"

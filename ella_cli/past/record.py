@@ -33,6 +33,11 @@ class Base:
     task_type: str | None = None
     fan_in_fan_out: bool = False
 
+    def __post_init__(self) -> None:
+        said = (self.model, self.fingerprint, self.task_type or "")
+        if not all(one.isprintable() and len(one) <= 4096 for one in said):
+            raise ValueError("its base model has no usable name")
+
 
 @dataclass(frozen=True)
 class PastTask:
@@ -60,7 +65,7 @@ class PastTask:
     shrink: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or len(self.name) > 500:
+        if not self.name or not self.name.isprintable() or len(self.name) > 500:
             raise ValueError("a task has no usable name")
 
 

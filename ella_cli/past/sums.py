@@ -100,7 +100,8 @@ class ModuleSums:
         elif kind.kind == "abs":
             energy.add_(change.abs_(), alpha=part.sign).clamp_(min=0)
         else:
-            energy.square_().add_(change.square_(), alpha=part.sign).clamp_(min=0).sqrt_()
+            # Nothing is taken out of such an energy: a root is too coarse to give it back.
+            energy.square_().add_(change.square_()).sqrt_()
 
 
 class _Origin:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ella_cli.adapter import Adapter
-from ella_cli.errors import NonFiniteError
+from ella_cli.errors import AdapterError, NonFiniteError
 from ella_cli.past.record import Base, BlockRecord, PastTask
+
+_LARGEST = 3.4e38  # of float32
 
 
 def task_of(adapter: Adapter, *, past: Path | None = None, shrink: float | None = None) -> PastTask:
@@ -63,21 +65,26 @@ def _base(adapter: Adapter) -> Base:
     manifest: Mapping[str, Any] = adapter.manifest or {}
     base = manifest.get("base")
     known = base if isinstance(base, dict) else {}
-    return Base(
-        model=str(known.get("model") or adapter.base_model),
-        fingerprint=str(known.get("fingerprint") or ""),
-        task_type=adapter.task_type,
-        fan_in_fan_out=adapter.fan_in_fan_out,
-    )
+    try:
+        return Base(
+            model=str(known.get("model") or adapter.base_model),
+            fingerprint=str(known.get("fingerprint") or ""),
+            task_type=adapter.task_type,
+            fan_in_fan_out=adapter.fan_in_fan_out,
+        )
+    except ValueError as error:
+        raise AdapterError(
+            f"{adapter.path}: {error}", hint="the file was changed by hand; restore it"
+        ) from error
 
 
 def _norm(adapter: Adapter) -> float:
     squares = []
     for name in adapter.names:
         norm = adapter.update(name).norm
-        if not math.isfinite(norm):
+        if not norm <= _LARGEST:
             raise NonFiniteError(
-                f"{adapter.path}: the update of {name} is not finite",
+                f"{adapter.path}: the update of {name} is not finite, or too large for float32",
                 hint="its training diverged; train it again with a lower learning rate",
             )
         squares.append(norm**2)
@@ -86,7 +93,9 @@ def _norm(adapter: Adapter) -> float:
 
 def _seen_from(past: Path, folder: Path) -> str:
     try:
-        return Path(os.path.relpath(folder.resolve(), past.parent.resolve())).as_posix()
+        seen = Path(os.path.relpath(folder.resolve(), past.parent.resolve())).as_posix()
+        # A name that is no text cannot stand in a JSON; --from names the folder then.
+        return os.fsencode(seen).decode(errors="replace")
     except ValueError:
         # Another drive on Windows.
         return folder.resolve().as_posix()

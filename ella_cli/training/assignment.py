@@ -63,7 +63,7 @@ def stage_manifest(
         "method": settings.method,
         "lambda": trainer.lam,
         "strength": trainer.strength.facts(),
-        "energy": _energy(assignment, settings),
+        "energy": energy_in_force(assignment, settings),
         "seed": settings.seed,
         "rank": settings.lora_rank,
         "scale": scale,
@@ -95,8 +95,8 @@ def stage_manifest(
     }
 
 
-def _energy(assignment: Assignment, settings: TrainSettings) -> str | None:
-    """What the penalty protected; None for methods that have no choice of it, and a first task."""
+def energy_in_force(assignment: Assignment, settings: TrainSettings) -> str | None:
+    """What the penalty protects; None for methods that have no choice of it, and a first task."""
     if settings.method != "ella" or assignment.past is None:
         return None
     return settings.energy or assignment.past.energy

@@ -21,7 +21,12 @@ from ella_cli.model.lora import attach_lora, detach_lora, lora_layers
 from ella_cli.penalty import CurvaturePenalty
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.tasks import Row, Task, build_prompt
-from ella_cli.training.assignment import Assignment, stage_manifest, stage_seed
+from ella_cli.training.assignment import (
+    Assignment,
+    energy_in_force,
+    stage_manifest,
+    stage_seed,
+)
 from ella_cli.training.card import model_card
 from ella_cli.training.carried import carried_lora
 from ella_cli.training.checkpoints import last_checkpoint
@@ -81,6 +86,7 @@ def train_task(
         try:
             mixed = [*rows, *encode_rows(base, assignment.replayed, settings)]
             trainer = _trainer(base, model, mixed, assignment, settings, checkpoints, progress)
+            _note_unprotected(assignment, settings, progress)
             measures = bool(settings.curvature_rows) and method.summed
             if measures:
                 # Measuring can fail where training did not: a last checkpoint comes before it.
@@ -118,6 +124,15 @@ def train_task(
             if processes.is_main() and checkpoints.is_dir() and not any(checkpoints.iterdir()):
                 checkpoints.rmdir()
     return manifest
+
+
+def _note_unprotected(assignment: Assignment, settings: TrainSettings, progress: Progress) -> None:
+    past = assignment.past
+    if past and past.unmeasured and energy_in_force(assignment, settings) == "curvature":
+        progress.note(
+            f"{', '.join(past.unmeasured)}: not protected, for the past has no curvature of it; "
+            "`ella measure ADAPTER --task NAME` makes one, then accumulate the adapter again"
+        )
 
 
 def encode_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,37 @@ def test_an_update_that_is_not_finite_leaves_the_file_as_it_was(
     accumulate(three, path)
     before = path.read_bytes()
     broken = make_adapter("broken", 9, change=lambda t: {k: v * float("nan") for k, v in t.items()})
-    with pytest.raises(NonFiniteError, match=r"model\.layers\.2\.q"):
-        accumulate([broken], path)
+    # Finite in float64, but W_past is of float32.
+    huge = make_adapter("huge", 9, alpha=1e45)
+    for folder in (broken, huge):
+        with pytest.raises(NonFiniteError, match=r"model\.layers\.2\.q"):
+            accumulate([folder], path)
     assert path.read_bytes() == before
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_file_that_could_not_be_read_again_does_not_take_the_olds_place(
+    three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "w.safetensors"
+    accumulate(three[:2], path)
+    before = path.read_bytes()
+
+    def written_wrong(change: object, temporary: Path) -> None:
+        temporary.write_bytes(before[:-1])
+
+    monkeypatch.setattr("ella_cli.past.accumulation.write_factored", written_wrong)
+    with pytest.raises(PastError, match="tensors end at byte"):
+        accumulate(three[2:], path)
+    assert path.read_bytes() == before
+
+
+def test_what_is_no_text_in_a_folders_name_is_shown_as_such(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    odd = make_adapter("plain").rename(Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9")))
+    past = accumulate([odd], tmp_path / "w").past
+    assert past.tasks[0].name == "caf\ufffd"
 
 
 @pytest.mark.parametrize("where", [0.0, 0.5, 0.999])

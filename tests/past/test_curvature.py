@@ -49,16 +49,21 @@ def measured(
 
 
 def falling(
-    folder: Path, seed: int, ratio: float, floor: float = 0.0, importance: float = 1.0
+    folder: Path,
+    seed: int,
+    ratio: float,
+    floor: float = 0.0,
+    importance: float = 1.0,
+    width: int = 8,
 ) -> Path:
-    """Eight columns a factor, each `ratio` of the one before, as eigenvectors fall off."""
+    """`width` columns a factor, each `ratio` of the one before, as eigenvectors fall off."""
     adapter = read_adapter(folder)
     generator = torch.Generator().manual_seed(seed)
-    fall = ratio ** torch.arange(8)
+    fall = ratio ** torch.arange(width)
     modules = {
         name: Kronecker(
-            torch.randn(rows, 8, generator=generator) * fall,
-            torch.randn(columns, 8, generator=generator) * fall,
+            torch.randn(rows, width, generator=generator) * fall,
+            torch.randn(columns, width, generator=generator) * fall,
             floor,
             floor,
         )

@@ -17,7 +17,7 @@ from ella_cli.kernels import Kronecker
 from ella_cli.past import Past, accumulate, compact, read_past
 from ella_cli.past.export import export_dense
 from tests.past.conftest import STORES, MakeAdapter
-from tests.past.test_curvature import Q, measured, of_adapter, product, use_of
+from tests.past.test_curvature import Q, falling, measured, of_adapter, product, use_of
 
 
 def _change_record(folder: Path, old: str, new: str) -> None:
@@ -82,6 +82,21 @@ def test_a_curvature_measured_anew_takes_the_place_of_the_old(
     assert not any(past.lacks(read_adapter(folder)) for folder in folders)
     with pytest.raises(AdapterError, match="already"):
         accumulate(folders[:1], tmp_path / "w")
+
+
+def test_a_curvature_of_another_rank_is_measured_anew_and_one_that_was_cut_is_not(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    folders = [falling(make_adapter(f"task{i}", i), i, 0.2) for i in range(12)]
+    done = accumulate(folders, tmp_path / "w")
+    assert any("eigenvectors a factor are kept" in note for note in done.notes)
+    assert not any(done.past.lacks(read_adapter(folder)) for folder in folders)
+    with pytest.raises(AdapterError, match="already"):
+        accumulate(folders[:1], tmp_path / "w")
+    falling(folders[0], 0, 0.2, width=5)
+    assert [done.past.lacks(read_adapter(folder)) for folder in folders] == [True] + [False] * 11
+    accumulate(folders[:1], tmp_path / "w")
+    assert not any(read_past(tmp_path / "w").lacks(read_adapter(folder)) for folder in folders)
 
 
 def test_importance_stays_through_every_change_of_the_file(
