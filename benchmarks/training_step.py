@@ -1,11 +1,11 @@
 """What a penalty adds to a training step: the same step without, with the paper's, with curvature.
 
-    python -m benchmarks.training_step [--model smollm2] [--past-tasks 1 4 15 100] [--device cuda]
+    python -m benchmarks.training_step [--past-tasks 1 4 15 100] [--task dbpedia --data DATA]
 
-One step is forward, backward and AdamW on one batch of the built-in demo task, LoRA of rank 8 on q
-and v. On the CPU the clock is the processor time of one thread, so that neighbours on a shared
-machine count little; on CUDA it is wall time up to the end of the last kernel. The kinds of step
-take turns all the same.
+One step is forward, backward and AdamW on one batch of a task's first rows, LoRA of rank 8 on q and
+v; `--model`, `--device` and `--batch` say of what, where and how many. On the CPU the clock is the
+processor time of one thread, so that neighbours on a shared machine count little; on CUDA it is
+wall time up to the end of the last kernel. The kinds of step take turns all the same.
 """
 
 from __future__ import annotations
@@ -98,6 +98,8 @@ def _clock(device: torch.device) -> Callable[[], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--task", default="demo-topic")
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--past-tasks", nargs="+", type=int, default=[1, 4, 15, 100])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=8)
@@ -106,7 +108,8 @@ def main() -> None:
     torch.set_num_threads(1)
     base = load_base(asked.model, device=asked.device)
     settings = TrainSettings(limit=asked.batch)
-    rows = encode_rows(base, [load_task("demo-topic", limit=asked.batch)], settings)
+    task = load_task(asked.task, data=asked.data, limit=asked.batch)
+    rows = encode_rows(base, [task], settings)
     model = attach_lora(base, settings, seed=0).train()
     pad = base.tokenizer.pad_token_id
     assert isinstance(pad, int)
@@ -117,7 +120,7 @@ def main() -> None:
     }
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-6)
     shape = tuple(inputs["input_ids"].shape)
-    print(f"{base.source}, batch {shape}, {base.device}, 1 thread, {versions()}")
+    print(f"{base.source}, {asked.task}, batch {shape}, {base.device}, 1 thread, {versions()}")
     for tasks in asked.past_tasks:
         with tempfile.TemporaryDirectory(prefix="ella-step-") as folder:
             past = synthetic_past(model, tasks, Path(folder))
