@@ -31,7 +31,8 @@ def measure(
     """Measure what an adapter's task depends on, so that later tasks can leave it alone.
 
     Writes curvature.safetensors beside the adapter, as `ella train` does at a task's end.
-    Accumulate the adapter, again if it is in already, to bring that into a past.
+    Accumulate the adapter, again if it is in already, to bring that into a past. Rows are read as
+    when an adapter of ella's was trained (header, lengths, limits, seed), unless you say otherwise.
 
     [bold]Examples[/]
 

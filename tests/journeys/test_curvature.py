@@ -119,6 +119,39 @@ def test_what_cannot_protect_is_said(
     assert "tasks/animal" in refused.stderr
 
 
+def test_an_adapter_is_measured_on_what_it_was_trained_on(
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    _train(ella, tiny_llama, "animals", "a1", "--curvature-rows", 0)
+    ella("accumulate", "a1", "--past", "w")
+    own = ("--header", "--max-source-length", 80, "--limit", 9)
+    _train(ella, tiny_llama, "colours", "a2", "--past", "w", "--curvature-rows", 0, *own)
+    ella("accumulate", "a2", "--past", "v")
+    for more, said in (
+        (("--task", "tasks/animals", "--past", "w"), "a2 has learnt colours, not animals"),
+        (("--task", "tasks/colours"), "a2 was trained on top of animals"),
+        (("--task", "tasks/colours", "--past", "v"), "v holds no task beneath colours"),
+    ):
+        refused = ella("measure", "a2", *more, code=2)
+        assert said in refused.stderr.replace("\n", " ")
+    assert not (tmp_path / "a2" / "curvature.safetensors").exists()
+
+    def measured(*more: object) -> tuple[str, str]:
+        known = ("--dtype", "float32", "--past", "w", *more)
+        done = ella("measure", "a2", "--task", "tasks/colours", *known)
+        with safe_open(tmp_path / "a2" / "curvature.safetensors", "pt") as file:
+            record = json.loads(file.metadata()["ella_curvature"])
+        assert record["rows"] == (8 if "--limit" in more else 9)
+        return record["digest"], done.stderr
+
+    as_trained, words = measured()
+    assert measured(*own[:3]) == (as_trained, words)
+    assert "other rows" not in words
+    other, words = measured("--limit", 8)
+    assert other != as_trained
+    assert "these are other rows than the adapter was trained on" in words.replace("\n", " ")
+
+
 def test_a_run_protects_by_curvature(ella: Any, tiny_llama: Path, own_tasks: Path) -> None:
     flags = ("--order", "tasks/animals,tasks/colours", "--model", tiny_llama, "--decode", "rank")
     how = ("--energy", "curvature", "--importance", "auto", "--lambda", 1)
