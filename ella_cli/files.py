@@ -35,6 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
         StorageError: the folder cannot be written, or the disk is full.
     """
     with storage_errors(path):
+        path = behind_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
@@ -60,6 +61,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         StorageError: the parent cannot be written, or the disk is full.
     """
     with storage_errors(path):
+        path = behind_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _bring_back(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -85,6 +87,18 @@ def new_folder(path: Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def behind_links(path: Path) -> Path:
+    """Where `path` really lies: what a link names is written, and the link stays one."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def left_behind(path: Path) -> list[Path]:
+    """Temporary files of `replacing(path)` that a killed process left."""
+    # Eight characters, as mkstemp draws them: `.w.safetensors.….tmp` is not what is left of w.
+    pattern = f".{glob.escape(path.name)}.????????.tmp"
+    return [found for found in path.parent.glob(pattern) if found.is_file()]
 
 
 def check_replaceable(path: Path, sign: str) -> None:

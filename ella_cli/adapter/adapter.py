@@ -67,6 +67,10 @@ class Layer:
     kind: Literal["linear", "embedding", "conv"] = "linear"
     kernel: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if any(size < 1 for size in self.kernel):
+            raise ValueError("a convolution's kernel has no size")
+
 
 class Source(NamedTuple):
     """Where one module's factors lie."""

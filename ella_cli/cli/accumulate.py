@@ -32,10 +32,11 @@ def accumulate(
         ),
     ] = None,
     last: Annotated[
-        int | None, typer.Option(help="Only the last K tasks count for the energy.")
+        int | None, typer.Option(help="Only the last K tasks count for the energy; 0 for all.")
     ] = None,
     decay: Annotated[
-        float | None, typer.Option(help="Each later task multiplies a task's energy by this.")
+        float | None,
+        typer.Option(help="Each later task multiplies a task's energy by this; 1 for none."),
     ] = None,
     drop: Annotated[
         list[str] | None, typer.Option(help="Take this task out; again for each.")
@@ -56,8 +57,11 @@ def accumulate(
         bool, typer.Option("--compact", help="Afterwards, rewrite the factors at lower rank.")
     ] = False,
     tolerance: Annotated[
-        float, typer.Option(help="Of --compact: relative error that no module exceeds.")
-    ] = 1e-4,
+        float | None,
+        typer.Option(
+            help="Of --compact: relative error that no module exceeds.", show_default="1e-4"
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also what is in already, or of another base model.")
     ] = False,
@@ -86,6 +90,10 @@ def accumulate(
     from ella_cli.past.compaction import check_tolerance
 
     output = Output(as_json, quiet, verbose)
+    if tolerance is None:
+        tolerance = 1e-4
+    elif not compact:
+        raise SettingsError("--tolerance is of --compact", hint="give both, or leave it out")
     if compact:
         # Before anything is changed: all of it is done, or nothing.
         check_tolerance(tolerance)

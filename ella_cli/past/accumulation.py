@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import math
 import statistics
 import time
@@ -18,7 +17,7 @@ from filelock import FileLock
 
 from ella_cli.adapter import read_adapter
 from ella_cli.errors import PastError, SettingsError, StorageError
-from ella_cli.files import replacing
+from ella_cli.files import behind_links, left_behind, replacing
 from ella_cli.past.change import Change
 from ella_cli.past.curvatures import fit_curvatures
 from ella_cli.past.dense_file import write_dense
@@ -89,8 +88,9 @@ def accumulate(
         store: auto keeps factors while they are smaller than matrices, matrices afterwards.
         energy: how updates make the energy, `EnergyKind`; None keeps the file's. A new file takes
             the curvature if every adapter has measured it, the sum otherwise.
-        last: only the last K tasks count for the energy; None keeps the file's.
-        decay: each later task multiplies an update's weight in the energy; None keeps the file's.
+        last: only the last K tasks count for the energy, 0 for all; None keeps the file's.
+        decay: each later task multiplies an update's weight in the energy, 1 for no decay; None
+            keeps the file's.
         drop: names of tasks to take out.
         replace: names of tasks to take out, and the adapter that comes in at the same place.
         taken_from: the adapter of the one task that a dense store gives back, if it was moved.
@@ -105,6 +105,7 @@ def accumulate(
         StorageError: the disk is full, or the path cannot be written.
     """
     began = time.monotonic()
+    path = behind_links(path)
     replace = replace or {}
     outgoing = (*drop, *replace)
     with locked(path), _one_thread():
@@ -115,6 +116,10 @@ def accumulate(
         kind = energy_of(old, energy, last, decay)
         if shrink is not None and not 0 <= shrink < math.inf:
             raise SettingsError(f"--shrink is {shrink}", hint="give a finite λ of 0 or more")
+        if shrink is not None and not (adapters or replace):
+            raise SettingsError(
+                "--shrink with no adapter to add", hint="what is in already stays as it is"
+            )
         if taken_from is not None and len(outgoing) != 1:
             raise SettingsError(
                 f"--from names one adapter, for {len(outgoing)} tasks",
@@ -168,8 +173,8 @@ def locked(path: Path) -> Iterator[None]:
             hint="check that the folder may be written",
         ) from error
     try:
-        for left_behind in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            left_behind.unlink(missing_ok=True)
+        for temporary in left_behind(path):
+            temporary.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
@@ -200,14 +205,15 @@ def energy_of(
     """
     known = EnergyKind() if old is None else old.record.energy
     try:
+        # 0 tasks and a decay by 1 are no window and no decay: how either is undone.
         kind = EnergyKind(
             known.kind if energy is None else energy,
-            known.last if last is None else last,
-            known.decay if decay is None else decay,
+            known.last if last is None else last or None,
+            known.decay if decay is None else None if decay == 1 else decay,
         )
     except ValueError as error:
         raise SettingsError(
-            str(error), hint="give --last 1 or more, --decay between 0 and 1"
+            str(error), hint="give --last 1 or more, or 0 for all; --decay between 0 and 1"
         ) from error
     if old is None or kind == known:
         return kind

@@ -13,7 +13,7 @@ from ella_cli.adapter.adapter import Source, tensors_digest
 from ella_cli.adapter.tensor_header import Entry
 from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import PastError, SettingsError
-from ella_cli.files import replacing
+from ella_cli.files import behind_links, replacing
 from ella_cli.kernels import Factors
 from ella_cli.past.accumulation import locked
 from ella_cli.past.curvatures import copy_curvatures, curvature_layout
@@ -54,6 +54,7 @@ def compact(path: Path, *, tolerance: float = 1e-4) -> Compacted:
         SettingsError: a tolerance outside [0, 1).
     """
     check_tolerance(tolerance)
+    path = behind_links(path)
     with locked(path):
         past = read_past(path)
         store = compactable(past)

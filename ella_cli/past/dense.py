@@ -35,6 +35,11 @@ class DenseStore:
         expected = {f"{name}.{part}" for name in self.names for part in parts}
         self._check(expected)
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether it is a copy in bf16."""
+        return any(entry.dtype != "F32" for entry in self._entries.values())
+
     def shape(self, name: str) -> tuple[int, int]:
         rows, columns = self.file.entries[f"{name}.{DELTA}"].shape
         return rows, columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -225,4 +226,12 @@ def read_past(path: Path) -> Past:
     record = _read_record(file.metadata, path)
     curvatures = curvatures_of(file, record)
     store = factored_store if record.store == "factored" else DenseStore
-    return Past(record, path, store(file, record), curvatures)
+    past = Past(record, path, store(file, record), curvatures)
+    for name in past.names:
+        if past.shape(name)[1] % math.prod(past.layer(name).kernel):
+            raise PastError(
+                f"{path}: {name} is {past.shape(name)}, no convolution of "
+                f"{past.layer(name).kernel}",
+                hint="the file was changed by hand; restore it, or accumulate the adapters again",
+            )
+    return past

@@ -181,10 +181,10 @@ def test_convolutions_and_embeddings_keep_what_they_are(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_accumulation_left_is_cleared_away(three: list[Path], tmp_path: Path) -> None:
-    (tmp_path / ".w.safetensors.abcd.tmp").write_bytes(b"half")
-    (tmp_path / ".other.safetensors.abcd.tmp").write_bytes(b"not ours")
+    (tmp_path / ".w.safetensors.abcdefgh.tmp").write_bytes(b"half")
+    (tmp_path / ".other.safetensors.abcdefgh.tmp").write_bytes(b"not ours")
     accumulate(three, tmp_path / "w.safetensors")
-    assert [file.name for file in tmp_path.glob(".*.tmp")] == [".other.safetensors.abcd.tmp"]
+    assert [file.name for file in tmp_path.glob(".*.tmp")] == [".other.safetensors.abcdefgh.tmp"]
 
 
 def test_a_folder_that_cannot_be_made_is_said(three: list[Path], tmp_path: Path) -> None:
@@ -198,3 +198,45 @@ def test_checksums_are_plain_sha256(three: list[Path], tmp_path: Path) -> None:
     for name in past.names:
         content = past.delta(name).contiguous().numpy().tobytes()
         assert past.record.checksums[f"{name}.delta"] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_link_stays_one_and_what_it_names_is_changed(three: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    real = tmp_path / "big" / "w.safetensors"
+    link = tmp_path / "w.safetensors"
+    link.symlink_to(real)
+    accumulate(three[:2], link, store="factored")
+    assert link.is_symlink()
+    past = accumulate(three[2:], link, store="factored").past
+    assert link.is_symlink()
+    assert [task.name for task in read_past(real).tasks] == ["task0", "task1", "task2"]
+    for task, folder in zip(past.tasks, three, strict=True):
+        assert (real.parent / task.folder).resolve() == folder.resolve()
+
+
+def test_another_files_temporary_is_left_alone(three: list[Path], tmp_path: Path) -> None:
+    others = [tmp_path / ".w.safetensors.abcdefgh.tmp", tmp_path / ".w.next.abcdefgh.tmp"]
+    for other in others:
+        other.write_bytes(b"not yet whole")
+    own, folder = tmp_path / ".w.abcdefgh.tmp", tmp_path / ".w.12345678.tmp"
+    own.write_bytes(b"killed")
+    folder.mkdir()
+    accumulate(three, tmp_path / "w")
+    assert all(other.exists() for other in (*others, folder))
+    assert not own.exists()
+
+
+def test_a_window_and_a_decay_can_be_undone(three: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    plain = accumulate(three, path, store="factored").past
+    accumulate([], path, last=2, decay=0.5)
+    again = accumulate([], path, last=0, decay=1).past
+    assert again.digest == plain.digest
+
+
+def test_wishes_that_nothing_can_be_done_with_are_refused(
+    three: list[Path], tmp_path: Path
+) -> None:
+    accumulate(three, tmp_path / "w", store="factored")
+    with pytest.raises(SettingsError, match="--shrink with no adapter"):
+        accumulate([], tmp_path / "w", energy="abs", shrink=100)

@@ -92,6 +92,18 @@ def test_the_dense_copy_is_the_same_past(
             accumulate([make_adapter("c", 2)], tmp_path / "bf16" / "wpast.safetensors")
 
 
+def test_what_was_rounded_does_not_pass_for_exact(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    past = accumulate([make_adapter("a"), make_adapter("b", 1)], tmp_path / "w").past
+    export_dense(past, tmp_path / "half", dtype="bfloat16")
+    half = read_past(tmp_path / "half" / "wpast.safetensors")
+    with pytest.raises(PastError, match="is a bf16 copy"):
+        export_dense(half, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+    export_dense(half, tmp_path / "again", dtype="bfloat16")
+
+
 def test_convolutions_and_embeddings_go_back_to_peft_in_their_shapes(tmp_path: Path) -> None:
     from tests.test_adapter import Mixed, deltas_by_peft, save
 

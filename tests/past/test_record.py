@@ -19,6 +19,7 @@ from ella_cli.past import accumulate, read_past
 from tests.past.conftest import MakeAdapter
 
 STORES = ("factored", "dense")
+Q = "model.layers.2.q"
 
 
 @pytest.fixture
@@ -58,6 +59,10 @@ def test_unknown_keys_of_a_record_are_passed_over(store: str, written: dict[str,
         (lambda r: r["tasks"][0].update(update_norm="long"), r"tasks.0.update_norm"),
         (lambda r: r["tasks"][0].pop("name"), r"tasks.0.name"),
         (lambda r: r.update(tasks=5), "tasks"),
+        (lambda r: r["tasks"][0].update(name="a\x1b[2J"), "usable name"),
+        (lambda r: r["base"].update(model="a\nlicense: mit"), "usable name"),
+        (lambda r: r["layers"].update({Q: {"kind": "conv", "kernel": [0]}}), "no size"),
+        (lambda r: r["layers"].update({Q: {"kind": "conv", "kernel": [7]}}), "no convolution"),
     ],
 )
 def test_a_record_that_says_something_else_is_refused(

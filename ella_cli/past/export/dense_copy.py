@@ -16,7 +16,7 @@ from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import PastError
 from ella_cli.kernels import Factors
 from ella_cli.past.curvatures import copy_curvatures, curvature_layout
-from ella_cli.past.dense import DELTA, ENERGY
+from ella_cli.past.dense import DELTA, ENERGY, DenseStore
 from ella_cli.past.export.card import write_card
 from ella_cli.past.export.exported import Exported, empty_folder
 from ella_cli.past.past import Past
@@ -35,12 +35,17 @@ def export_dense(
         dtype: bfloat16 halves the file; nothing can be accumulated into it any more.
 
     Raises:
-        PastError: no task in it, or the file is damaged.
+        PastError: no task in it, it is a bf16 copy and f32 is asked for, or the file is damaged.
         StorageError: the folder is not empty or cannot be written.
     """
     if not past.names:
         raise PastError(f"{past.path} holds no task", hint="accumulate an adapter first")
     stored, torch_dtype = _DTYPES[dtype]
+    if isinstance(past.contents, DenseStore) and past.contents.is_rounded and stored == "F32":
+        raise PastError(
+            f"{past.path} is a bf16 copy; in f32 it would pass for the sums it was rounded from",
+            hint="export from the f32 file, or give --dtype bfloat16",
+        )
     parts = (DELTA,) if past.record.energy.is_plain else (DELTA, ENERGY)
     layout = {
         f"{name}.{part}": Entry(stored, past.shape(name)) for name in past.names for part in parts
