@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ella_cli import files, processes
+from ella_cli.adapter import Adapter
+from ella_cli.adapter.curvature_file import read_curvature
 from ella_cli.config import CurvatureFields, RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.manifest import MANIFEST
@@ -41,7 +43,8 @@ def take_first_stage(
     with processes.main_first():
         if run.adapter(0, task) is not None:
             return
-        if source.adapter(0, task) is None:
+        stage = source.adapter(0, task)
+        if stage is None:
             raise SettingsError(
                 f"{other} has no finished first stage {name}",
                 hint="name the folder of a run that begins with the same task",
@@ -62,6 +65,11 @@ def take_first_stage(
                     f"{theirs.get(what)}, here {ours.get(what)}",
                     hint="leave --first-stage out to train it here",
                 )
+        if settings.curvature_rows and _was_measured_anew(stage):
+            raise SettingsError(
+                f"the first stage of {other} was measured anew since it was trained",
+                hint="leave --first-stage out to train it here",
+            )
         progress.note(f"{name} taken from {other}")
         # Scores go first: once the stage is there, they are not looked for again.
         for part in ("scores/base", f"scores/{name}", f"stages/{name}"):
@@ -74,6 +82,19 @@ def take_first_stage(
 
 def has_first_stage(run: Path) -> bool:
     return any(run.glob(f"stages/01-*/{MANIFEST}"))
+
+
+def _was_measured_anew(stage: Adapter) -> bool:
+    """Whether the curvature beside it is another than the one its training ended with."""
+    trained, found = (stage.manifest or {}).get("curvature"), read_curvature(stage)
+    if not isinstance(trained, dict) or found is None:
+        return False
+    now = found.record
+    # What an older ella measured counts in full, and has no contrast.
+    then = (trained.get("importance", 1.0), trained.get("contrast"))
+    return (now.rows, now.tokens) != (trained.get("rows"), trained.get("tokens")) or then != (
+        now.importance, now.contrast,
+    )  # fmt: skip
 
 
 def _deciding(run: RunFolder, task: str) -> dict[str, Any]:

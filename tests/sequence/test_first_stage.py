@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from ella_cli.adapter import read_adapter
+from ella_cli.adapter.curvature_file import write_curvature
+from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
+from ella_cli.kernels import Kronecker
 from ella_cli.sequence import RunFolder, has_first_stage
 from ella_cli.sequence.first_stage import take_first_stage
 
@@ -41,6 +46,16 @@ def _finished(folder: Path, **settings: Any) -> None:
     for name in ("base/amazon.json", "01-amazon/amazon.json", "01-amazon/.yahoo.json.x.tmp"):
         (folder / "scores" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "scores" / name).write_text("{}")
+
+
+def _measured(stage: Path, **record: Any) -> None:
+    adapter = read_adapter(stage)
+    (name,) = adapter.names
+    write_curvature(
+        stage,
+        {name: Kronecker(torch.ones(3, 1), torch.ones(5, 1))},
+        CurvatureRecord(adapter.digest, adapter.task, rows=8, tokens=20, **record),
+    )
 
 
 def _files(folder: Path) -> set[str]:
@@ -104,3 +119,25 @@ def test_an_unfinished_run_has_none_to_give(tmp_path: Path) -> None:
     own = _claimed(tmp_path / "two")
     with pytest.raises(SettingsError, match="no finished first stage 01-amazon"):
         take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "one", "amazon", own)
+
+
+def test_a_stage_that_was_measured_anew_is_not_what_training_would_give(tmp_path: Path) -> None:
+    _finished(tmp_path / "a", method="ella")
+    stage = tmp_path / "a" / "stages" / "01-amazon"
+    manifest = {
+        "format": 1,
+        "curvature": {"rows": 8, "tokens": 20, "importance": 0.5, "contrast": 0.3},
+    }
+    (stage / "ella.json").write_text(json.dumps(manifest))
+    _measured(stage, importance=1.0)
+    own = _claimed(tmp_path / "b", method="ella")
+    with pytest.raises(SettingsError, match="was measured anew"):
+        take_first_stage(RunFolder(tmp_path / "b"), tmp_path / "a", "amazon", own)
+    assert not (tmp_path / "b" / "stages").exists()
+    _measured(stage, importance=0.5, contrast=0.3)
+    take_first_stage(RunFolder(tmp_path / "b"), tmp_path / "a", "amazon", own)
+    assert (tmp_path / "b" / "stages/01-amazon/curvature.safetensors").is_file()
+    # A method that protects nothing does not ask.
+    _measured(stage, importance=0.7)
+    none = _claimed(tmp_path / "c", method="inclora", curvature_rows=0)
+    take_first_stage(RunFolder(tmp_path / "c"), tmp_path / "a", "amazon", none)
