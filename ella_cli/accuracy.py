@@ -142,6 +142,8 @@ class AccuracyMatrix:
         """
         try:
             order = tuple(document["order"])
+            if not all(isinstance(task, str) for task in order) or len({*order}) < len(order):
+                raise ValueError(f"{str(order)[:100]} are no names of tasks, each once")
             matrix = tuple(_scores(row, len(order)) for row in document["matrix"])
             if not order or len(matrix) != len(order):
                 raise ValueError(f"{len(matrix)} rows for {len(order)} tasks")

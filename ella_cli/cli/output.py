@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import unicodedata
@@ -75,8 +76,9 @@ class Output:
         if not self.speaks:
             return
         if self.as_json:
-            json.dump(document, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-            sys.stdout.write("\n")
+            # All of it or nothing; what JSON has no number for is null.
+            whole = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
+            sys.stdout.write(whole + "\n")
             return
         for renderable in shown:
             # Plain text may be meant for a file, where a wrapped line would be two.
@@ -103,5 +105,13 @@ def printable(text: str) -> str:
     )
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _console(*, stderr: bool) -> Console:
-    return PlainConsole(stderr=stderr, highlight=False, markup=False)
+    return PlainConsole(stderr=stderr, highlight=False, markup=False, emoji=False)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ella_cli.cli.output import JsonOption, Output, QuietOption
+from ella_cli.cli.output import JsonOption, Output, QuietOption, printable
 
 
 def report(
@@ -59,6 +59,6 @@ def report(
     for warning in made.warnings:
         output.warn(warning)
     if markdown and not as_json:
-        sys.stdout.write(markdown_page.render(made.document))
+        sys.stdout.write(printable(markdown_page.render(made.document)))
     elif as_json or out is None:
         output.result(made.json, terminal.render(made.document))

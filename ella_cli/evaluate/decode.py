@@ -2,8 +2,9 @@
 
 Ranking reads each prompt once. For a decoder all labels stand side by side behind the prompt in
 one sequence, and a mask lets each label see the prompt and itself only; their positions all start
-where the prompt ends. For an encoder-decoder the encoder runs once and its output serves all
-labels.
+where the prompt ends. Where a decoder attends otherwise than that mask says, by windows, by
+distance or through a state, each label gets a pass of its own. For an encoder-decoder the encoder
+runs once and its output serves all labels.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from ella_cli.model.base import Base
 from ella_cli.tasks.batches import IGNORED, Encoder, pad_left, pad_right
 
 Answered = Callable[[int], None]  # told how many rows were just answered
+
+# Their attention falls off with distance, which a mask given as a whole leaves out.
+_BY_DISTANCE = {"bloom", "mpt"}
 
 # Tokens beyond the longest label: room for punctuation that exact match forgives.
 _SPARE_TOKENS = 4
@@ -84,9 +88,14 @@ def rank_labels(
         answered: called after each batch with its number of rows.
     """
     targets = [encoder.answer(label) for label in labels]
-    likelihoods = _decoder_likelihoods if base.kind == "decoder" else _encdec_likelihoods
+    longest = max(map(len, targets))
     answers = [""] * len(prompts)
     for indices in _by_length(prompts, batch_size):
+        likelihoods = _encdec_likelihoods
+        if base.kind == "decoder":
+            # The first of a batch is its longest.
+            whole = _sees_all(base, len(prompts[indices[0]]) + longest)
+            likelihoods = _side_by_side if whole else _one_by_one
         with torch.inference_mode():
             scores = likelihoods(base, [prompts[i] for i in indices], targets)  # (S, labels)
         for i, best in zip(indices, scores.argmax(dim=1).tolist(), strict=True):
@@ -109,7 +118,38 @@ def _padded(base: Base, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     return {name: tensor.to(base.device) for name, tensor in batch.items()}
 
 
-def _decoder_likelihoods(
+def _sees_all(base: Base, length: int) -> bool:
+    """Whether every layer of a decoder attends to all of `length` tokens, by their positions only.
+
+    A mask given as a whole takes the place of a layer's own: of its window, of its distances.
+    """
+    config = base.model.config.get_text_config()
+    if config.model_type in _BY_DISTANCE or getattr(config, "alibi", False):
+        return False
+    if getattr(base.model, "_is_stateful", False):
+        return False
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
+        return False
+    windowed = kinds - {"full_attention"} if kinds else getattr(config, "use_sliding_window", True)
+    spans = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return not windowed or all(span is None or length <= span for span in spans)
+
+
+def _one_by_one(
+    base: Base, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+) -> Tensor:
+    """Log-likelihoods of targets, nats, (S, labels) f32, in one forward pass a target."""
+    collate, scores = base.collator(), []
+    for target in targets:
+        rows = [{"input_ids": [*prompt, *target], "labels": list(target)} for prompt in prompts]
+        logits, labels = base.answer_logits(collate(rows))  # (S · L_target, V), (S · L_target,)
+        chosen = logits.log_softmax(dim=-1).gather(1, labels[:, None])
+        scores.append(chosen.view(len(prompts), len(target)).sum(dim=1))
+    return torch.stack(scores, dim=1)
+
+
+def _side_by_side(
     base: Base, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
 ) -> Tensor:
     """Log-likelihoods of targets, nats, (S, labels) f32, in one forward pass."""

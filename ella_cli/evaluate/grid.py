@@ -130,6 +130,7 @@ def score_task(
         answered: told after each batch how many rows it had.
     """
     encoder = base.encoder(settings.max_source_length, settings.max_target_length)
+    encoder.check_labels(task.spec.name, task.spec.labels)
     prompts = [
         encoder.prompt(build_prompt(task.spec, row, header=settings.header)) for row in task.test
     ]

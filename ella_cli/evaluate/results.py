@@ -65,11 +65,16 @@ def results_document(
 _RowScores = TypeAdapter(dict[str, dict[str, list[float]]])
 
 
-def single_rows(run: Path, tasks: Sequence[Task]) -> dict[str, list[float]]:
+def single_rows(
+    run: Path, tasks: Sequence[Task], facts: Mapping[str, Any]
+) -> dict[str, list[float]]:
     """Row scores of `tasks`, by name, of a finished `--method single` run: its diagonal.
 
+    Args:
+        facts: how `tasks` are scored here; the run must have scored them so too.
+
     Raises:
-        SettingsError: the run is of another method, or was scored on other rows.
+        SettingsError: the run is of another method or base, or was scored otherwise.
         StorageError: it has no results yet, or they are none.
     """
     file = RunPaths(run).results
@@ -79,6 +84,13 @@ def single_rows(run: Path, tasks: Sequence[Task]) -> dict[str, list[float]]:
             f"{run} is a run of {document.get('method')}, not of single",
             hint="make one with `ella run --method single` on the same order and settings",
         )
+    for what in ("base_model", "decode", "header", "validation"):
+        theirs, ours = (_told(one.get(what)) for one in (document, facts))
+        if what in document and ours is not None and theirs != ours:
+            raise SettingsError(
+                f"{run} has {what.replace('_', ' ')} {theirs}, here it is {ours}",
+                hint="make the run of single with the same model and the same way to score",
+            )
     try:
         scores = _RowScores.validate_python(document.get("row_scores"))
     except ValidationError as error:
@@ -99,6 +111,13 @@ def single_rows(run: Path, tasks: Sequence[Task]) -> dict[str, list[float]]:
             )
         alone[name] = rows
     return alone
+
+
+def _told(fact: object) -> object:
+    """Of a base model its fingerprint: its name may be a folder here and a hub id there."""
+    if not isinstance(fact, Mapping):
+        return fact
+    return str(fact["fingerprint"])[:12] if fact.get("fingerprint") else None
 
 
 def _mean(rows: Sequence[float] | None) -> float | None:

@@ -153,8 +153,8 @@ def _answer_plainly(model: PreTrainedModel) -> None:
     from transformers import GenerationConfig
 
     known = model.generation_config
-    ids = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
-           "forced_bos_token_id")  # fmt: skip
+    # No forced first token either: answers are learned without one.
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
     kept = {name: getattr(known, name, None) for name in ids}
     model.generation_config = GenerationConfig(**kept)  # type: ignore[no-untyped-call]
 

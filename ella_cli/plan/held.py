@@ -85,6 +85,7 @@ def held_past(
     *,
     store: Store,
     device: torch.device,
+    plain: bool = True,
 ) -> Held:
     """
     Args:
@@ -92,12 +93,13 @@ def held_past(
         rank: R of one task.
         tasks: how many tasks the past holds.
         store: factored keeps R (M + N) numbers a task and module, dense M N a module.
+        plain: whether a dense past's energy is W_past itself and no second matrix.
     """
     if not tasks:
         return Held(store, 0, 0, 0, "none", 0.0)
     past_rank = rank * tasks
     factors = sum(past_rank * (m + n) * _FLOAT for m, n in shapes.values())
-    matrices = sum(m * n * _FLOAT for m, n in shapes.values())
+    matrices = sum(m * n * _FLOAT for m, n in shapes.values()) * (1 if plain else 2)
     among = [FUSED] if store == "dense" else [FUSED, TILED, GRAM]
     memory, time, forms = 0, 0.0, Counter[str]()
     for (m, n), alike in Counter(shapes.values()).items():

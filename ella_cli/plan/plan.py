@@ -17,7 +17,7 @@ import torch
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.model.base import default_dtype, device_of, prompt_room
-from ella_cli.past.record import Store
+from ella_cli.past.record import EnergyKind, Store
 from ella_cli.plan.held import Held, HeldCurvature, held_curvature, held_past
 from ella_cli.plan.played import Batch, PlayedStep, play_step
 from ella_cli.plan.rates import Rates
@@ -119,13 +119,23 @@ def make_plan(
     played = play_step(skeleton, batch, device=device.type)
     method = METHODS[settings.method]
     earlier = count - 1 if method.summed else 0
+    energy = EnergyKind(settings.energy or "sum", settings.last, settings.decay)
     stores: tuple[Store, Store] = ("factored", "dense")
     pasts = tuple(
-        held_past(skeleton.shapes, settings.lora_rank, earlier, store=one, device=device)
+        held_past(
+            skeleton.shapes,
+            settings.lora_rank,
+            earlier,
+            store=one,
+            device=device,
+            plain=energy.is_plain,
+        )
         for one in stores
     )
     factored, dense = pasts
-    kept = store or ("factored" if factored.file < dense.file or not earlier else "dense")
+    # A window needs the tasks apart, as factors keep them.
+    smaller = factored.file < dense.file or not earlier or settings.last is not None
+    kept = store or ("factored" if smaller else "dense")
     past = factored if kept == "factored" else dense
     curvature = (
         held_curvature(

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
+from ella_cli.model.source import model_errors
 from ella_cli.plan.operations import OperationCounter
 from ella_cli.plan.skeleton import Skeleton
 
@@ -63,7 +64,11 @@ def play_step(skeleton: Skeleton, batch: Batch, *, device: str = "cpu") -> Playe
     known = [*model.parameters(), *model.buffers()]
     counter = _Counter(known)
     labels = _ids(batch.sequences, batch.answers)  # (S, answers)
-    with _FusedAttention(device), counter:
+    stumbling = model_errors(
+        "the model's step cannot be played through without its weights",
+        hint="run a few steps with `ella train --max-steps 3` and watch them instead",
+    )
+    with stumbling, _FusedAttention(device), counter:
         outputs = model(**_inputs(skeleton, batch, labels))
         logits = outputs.logits.float().flatten(0, 1)  # (S · answers, V)
         loss = functional.cross_entropy(logits, labels.flatten(), reduction="sum")

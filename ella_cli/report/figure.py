@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _CURVES = ("#0072b2", "#d98e00", "#009e73", "#d55e00", "#b5609a", "#3f9fd6")
 _COLUMNS = 2
 _DOTS_PER_INCH = 150
+_NAMES_IN_A_ROW = 60  # characters of all columns together
 # A task's name may hold a dollar, which is no formula.
 _STYLE: Any = {"svg.hashsalt": "ella", "text.parse_math": False}
 
@@ -83,7 +84,9 @@ def _heat_map(axes: Axes, part: HeatMap) -> None:
             )
     axes.set_xlim(-0.5, len(part.columns) - 0.5)
     axes.set_ylim(len(part.rows) - 0.5, -0.5)
-    axes.set_xticks(range(len(part.columns)), part.columns, fontsize=8)
+    # More names than fit side by side stand on end.
+    turned = 90 if sum(map(len, part.columns)) > _NAMES_IN_A_ROW else 0
+    axes.set_xticks(range(len(part.columns)), part.columns, fontsize=8, rotation=turned)
     axes.set_yticks(range(len(part.rows)), part.rows, fontsize=8)
     axes.tick_params(length=0)
     axes.set_xlabel(part.column_axis)

@@ -18,6 +18,11 @@ _NO_DIFFERENCE = {
     "output_dir",
     "cells",
 }
+# What results say of themselves, which a run that was scored anew has in other words than its own.
+_OF_SCORES = (
+    "base_model", "header", "validation", "test_rows", "importance", "lambda", "rho", "adapters",
+    "past",
+)  # fmt: skip
 # Already in the label, or shown as the order.
 _SHOWN = {"method", "lambda", "order"}
 _MOST_DIFFERENCES = 3
@@ -31,10 +36,20 @@ class Group:
 
 def groups_of(runs: Sequence[RunResults]) -> tuple[Group, ...]:
     """First seen first; names are distinct."""
-    found: dict[str, list[RunResults]] = {}
+    found: dict[str, list[list[RunResults]]] = {}
     for run in runs:
-        found.setdefault(_key(run), []).append(run)
-    members = [tuple(group) for group in found.values()]
+        groups = found.setdefault(_key(run), [])
+        # Two runs of one seed, or of none that is known, are no two draws of one thing.
+        open_to = [
+            group
+            for group in groups
+            if run.seed is not None and all(one.seed not in (None, run.seed) for one in group)
+        ]
+        if open_to:
+            open_to[0].append(run)
+        else:
+            groups.append([run])
+    members = [tuple(group) for groups in found.values() for group in groups]
     names = [_name(group[0], [other[0] for other in members]) for group in members]
     return tuple(
         Group(f"{name} [{group[0].name}]" if names.count(name) > 1 else name, group)
@@ -43,7 +58,8 @@ def groups_of(runs: Sequence[RunResults]) -> tuple[Group, ...]:
 
 
 def _key(run: RunResults) -> str:
-    facts = [run.label, list(run.accuracy.order), base_model(run), run.decode, _settings(run)]
+    said = [run.document.get(key) for key in _OF_SCORES]
+    facts = [run.label, run.accuracy.order, base_model(run), run.decode, _settings(run), said]
     return json.dumps(facts, sort_keys=True, default=str)
 
 

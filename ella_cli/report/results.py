@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from ella_cli.accuracy import AccuracyMatrix
 from ella_cli.config import RHO_OF_COORDINATES
@@ -111,6 +111,7 @@ def read_run(folder: Path) -> RunResults:
     document = read_json(path)
     if not isinstance(document, dict):
         raise StorageError(f"{path} is not a run's results", hint="run `ella evaluate` again")
+    _check_facts(document, path)
     record = RunPaths(folder).record
     settings = read_json(record) if record.is_file() else {}
     accuracy = _accuracy(document, path)
@@ -176,7 +177,32 @@ def _accuracy(document: Mapping[str, Any], path: Path) -> AccuracyMatrix:
         raise StorageError(f"{path}: {error.message}", hint=error.hint) from error
 
 
-_ROW_SCORES = TypeAdapter(dict[str, dict[str, tuple[float, ...]]])
+class _Facts(BaseModel):
+    """What is relied on of a run's results beside its scores, and of which type."""
+
+    last: int | None = None
+    decay: float | None = None
+    rho: float | None = None
+    seed: int | None = None
+    test_rows: dict[str, int] | None = None
+    validation: int | None = None
+    header: bool | None = None
+
+
+def _check_facts(document: Mapping[str, Any], path: Path) -> None:
+    try:
+        _Facts.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StorageError(
+            f"{path}: {where} is {str(first['input'])[:60]!r}: {first['msg']}",
+            hint="the file was changed by hand; score the run again",
+        ) from error
+
+
+_RowScore = Annotated[float, Field(ge=0, le=1)]
+_ROW_SCORES = TypeAdapter(dict[str, dict[str, tuple[_RowScore, ...]]])
 
 
 def _scores(
@@ -187,7 +213,7 @@ def _scores(
         found = _ROW_SCORES.validate_python(document)
     except ValidationError as error:
         raise StorageError(
-            f"{path}: row_scores are not lists of numbers by stage and task",
+            f"{path}: row_scores are not lists of numbers from 0 to 1 by stage and task",
             hint="the file was changed by hand; score the run again",
         ) from error
     names = {stage_name(index, task): task for index, task in enumerate(order)}

@@ -35,6 +35,8 @@ def _run(run: RunResults, past: Mapping[str, Any] | None) -> dict[str, Any]:
         "seed": run.seed,
         "decode": run.decode,
         "test_rows": dict(run.test_rows),
+        "validation": run.document.get("validation"),
+        "header": run.document.get("header"),
         "order": list(run.accuracy.order),
         "matrix": [list(row) for row in run.accuracy.matrix],
         "base": _optional(run.accuracy.base),

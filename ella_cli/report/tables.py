@@ -24,12 +24,16 @@ from ella_cli.report.signs import balances, ratio, signs
 
 _BASE_ROW = "untouched base"
 _SINGLE_ROW = "trained alone"
+_ALL_ROW = "all tasks"
 
 
 def accuracy_heat_map(run: RunResults) -> HeatMap:
     accuracy = run.accuracy
     rows = [f"{index}. {task}" for index, task in enumerate(accuracy.order, start=1)]
     values = [tuple(row) for row in accuracy.matrix]
+    if len(rows) > 1 and not any(score is not None for row in values[:-1] for score in row):
+        # Trained on all of them at once, or one past of all: there is no last one.
+        rows, values = [_ALL_ROW], values[-1:]
     if accuracy.base is not None:
         rows.insert(0, _BASE_ROW)
         values.insert(0, accuracy.base)
@@ -38,7 +42,10 @@ def accuracy_heat_map(run: RunResults) -> HeatMap:
         values.append(accuracy.single)
     counts = sorted(set(run.test_rows.values()))
     between = "–".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
-    tested = f", {between} test rows a task"
+    kind = "held-out train rows" if run.document.get("validation") else "test rows"
+    tested = f", {between} {kind} a task"
+    if run.document.get("header"):
+        tested += ", prompts with the header"
     return HeatMap(
         title=f"score on each task ({run.label})",
         row_axis="after training",
@@ -55,12 +62,14 @@ def accuracy_heat_map(run: RunResults) -> HeatMap:
 def metrics_table(run: RunResults, *, definitions: bool = True) -> Table:
     """`definitions` adds each figure's formula, which a narrow terminal has no room for."""
     values, intervals = metric_values(run), bootstrap(run)
-    columns = ("figure", "value", "95% over test rows") + ("definition",) * definitions
+    columns = ("figure", "value", "95% over rows") + ("definition",) * definitions
     rows = []
     for m in METRICS:
         row = (m.label, _value(values[m.key]), _interval(intervals[m.key]))
         rows.append((*row, m.formula) if definitions else row)
-    notes = ["intervals: bootstrap over test rows; the maximum in forgetting biases it upwards"]
+    notes = [
+        "intervals: bootstrap over the rows scored; the maximum in forgetting biases it upwards"
+    ]
     notes += [f"{m.label} needs {m.needs}" for m in METRICS if m.needs and values[m.key] is None]
     return Table("figures of merit", columns, tuple(rows), "; ".join(notes))
 

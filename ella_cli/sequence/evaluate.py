@@ -58,7 +58,8 @@ def evaluate_run(
     given = {name: getattr(asked, name) for name in asked.model_fields_set}
     chosen = evaluation_of(settings).model_copy(update=given)
     tasks = load_tasks(resolve_order(settings.order), chosen, progress)
-    alone = single_rows(single, tasks) if single else None
+    known = evaluation_facts(chosen, run.read()["base"].get("fingerprint"))
+    alone = single_rows(single, tasks, known) if single else None
     names = stage_names(method_of(settings), [task.spec.name for task in tasks])
     method = method_of(settings)
     adapters = run.finished(names, alone=not (method.summed or method.carried))
@@ -90,8 +91,9 @@ def evaluate_adapters(
         ModelError, ShapeError: an adapter was made on another base model.
     """
     tasks = load_tasks(resolve_order(order), evaluation, progress)
-    alone = single_rows(single, tasks) if single else None
     adapters = [read_adapter(one) for one in folders]
+    known = evaluation_facts(evaluation, next(filter(None, map(ground_of, adapters)), None))
+    alone = single_rows(single, tasks, known) if single else None
     _refuse_run(folder)
     if len(adapters) > len(tasks):
         raise SettingsError(

@@ -23,7 +23,7 @@ from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.first_stage import take_first_stage
 from ella_cli.sequence.loading import base_once, load_tasks
 from ella_cli.sequence.run_folder import RunFolder, method_of, stage_names
-from ella_cli.sequence.score import score_run
+from ella_cli.sequence.score import evaluation_facts, score_run
 from ella_cli.tasks import Task, resolve_order
 from ella_cli.training.assignment import Assignment
 from ella_cli.training.methods import Method
@@ -59,8 +59,9 @@ def run_order(
     order = resolve_order(settings.order)
     check_run(settings, order)
     tasks = load_tasks(order, settings, progress)
-    alone = single_rows(single, tasks) if single else None
     base = base_once(settings, progress)
+    scored = evaluation_facts(evaluation_of(settings), base().fingerprint)
+    alone = single_rows(single, tasks, scored) if single else None
     for note in check_frames(base(), tasks, settings):
         progress.warn(note)
     facts = {

@@ -115,6 +115,7 @@ def _facts(
         "rho": _rho(adapters) if asked == "auto" else None,
         # What was protected; the past's own where none was asked for.
         "energy": _energy(settings, adapters),
+        "importance": settings.importance if settings.method == "ella" else None,
         "last": settings.last,
         "decay": settings.decay,
         "seed": settings.seed,
@@ -135,8 +136,12 @@ def _energy(settings: RunSettings, adapters: Sequence[Adapter]) -> str | None:
     return settings.energy or next((kind for kind in used if kind), None)
 
 
-def evaluation_facts(evaluation: EvaluateSettings, fingerprint: str) -> Mapping[str, Any]:
-    """What of the evaluation a reader of results.json has to know."""
+def evaluation_facts(evaluation: EvaluateSettings, fingerprint: str | None) -> Mapping[str, Any]:
+    """What of the evaluation a reader of results.json has to know.
+
+    Args:
+        fingerprint: of the base; None where that is not known yet.
+    """
     return {
         "decode": evaluation.decode,
         "header": evaluation.header,

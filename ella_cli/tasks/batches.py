@@ -7,8 +7,9 @@ Encoder-decoders get the usual pair of right-padded sequences.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -62,6 +63,23 @@ class Encoder:
         end = self.tokenizer.eos_token_id
         assert isinstance(end, int)
         return [*ids[: self.max_target - 1], end]
+
+    def check_labels(self, task: str, labels: Sequence[str]) -> None:
+        """
+        Raises:
+            TaskError: a label has more tokens than an answer may have, so that it is never right.
+        """
+        if not labels:
+            return
+        whole = replace(self, max_target=sys.maxsize)
+        longest = max(labels, key=lambda label: len(whole.answer(label)))
+        needed = len(whole.answer(longest))
+        if needed > self.max_target:
+            raise TaskError(
+                f"{task}: the label {longest[:40]!r} has {needed} tokens, an answer may have "
+                f"{self.max_target}",
+                hint=f"give --max-target-length {needed}, or shorten the label",
+            )
 
     def example(self, prompt: Prompt, answer: str) -> dict[str, list[int]]:
         """One training row. `input_ids` is what length grouping measures.

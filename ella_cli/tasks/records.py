@@ -60,7 +60,7 @@ def _line_records(path: Path, text: str) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line, object_pairs_hook=_object)
+            value = json.loads(line, object_pairs_hook=_object, parse_constant=_no_number)
         except json.JSONDecodeError as error:
             raise TaskError(
                 f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})",
@@ -75,7 +75,7 @@ def _json_records(path: Path, text: str) -> Iterator[Record]:
     if not text.strip():
         return
     try:
-        document = json.loads(text, object_pairs_hook=_object)
+        document = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         # Some published .json files hold one object a line.
         if error.msg == "Extra data":
@@ -109,6 +109,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"an object has the key {twice!r:.40} twice")
     return found
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no value; leave the cell empty, or the row out")
 
 
 def _too_odd(where: str, error: Exception) -> TaskError:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 # Scripts written without spaces: each character is a word.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003134f"
+)
 _LONE_LETTER = re.compile(r"\W*([^\W\d_])(?![^\W_])")
 _CODE_LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", re.DOTALL)
 

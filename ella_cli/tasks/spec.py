@@ -29,6 +29,8 @@ Cut = Literal["end", "start"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 _SPECS = Path(__file__).parent / "specs"
+# Bytes; folders of stages and files of scores are named after it, with a few more.
+_LONGEST_NAME = 100
 _STRICT = ConfigDict(extra="forbid")
 # Of a task's fields, those that a prompt or a score is made with.
 _DECIDING = (
@@ -106,10 +108,19 @@ class TaskSpec:
     citation: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name.strip() or self.name.startswith(".") or re.search(r"[/\\\0]", self.name):
+        name = self.name
+        filed = len(name.encode(errors="replace")) <= _LONGEST_NAME and name.isprintable()
+        if not name.strip() or not filed or name.startswith(".") or re.search(r"[/\\]", name):
             raise TaskError(
-                f"{self.name!r} cannot be a task's name, for results are filed under it",
+                f"{self.name[:60]!r} cannot be a task's name, for results are filed under it",
                 hint="use letters, digits, - and _",
+            )
+        said = (self.instruction, self.title, *self.labels, *self.text_head, *self.text_tail)
+        halved = next((one for one in said if any("\ud800" <= c <= "\udfff" for c in one)), None)
+        if halved is not None:
+            raise TaskError(
+                f"task {self.name!r}: {halved[:40]!r} holds half a character (a lone surrogate)",
+                hint="it was cut in the middle of an emoji; take it out",
             )
         # An answer's case and outer space say nothing.
         plain = [label.strip().casefold() for label in self.labels]

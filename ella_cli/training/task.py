@@ -140,6 +140,8 @@ def encode_rows(
 ) -> list[dict[str, list[int]]]:
     """The train rows of `tasks` as token ids, in order."""
     encoder = base.encoder(settings.max_source_length, settings.max_target_length)
+    for task in tasks:
+        encoder.check_labels(task.spec.name, task.spec.labels)
     return [
         encoder.example(build_prompt(task.spec, row, header=settings.header), row.answer)
         for task in tasks
@@ -151,11 +153,13 @@ def check_frames(base: Base, tasks: Sequence[Task], settings: DataFields) -> lis
     """Notes on tasks whose prompts leave little room for their text.
 
     Raises:
-        TaskError: what is always in a task's prompt is longer than the model may read.
+        TaskError: what is always in a task's prompt is longer than the model may read, or a label
+            longer than an answer.
     """
     encoder = base.encoder(settings.max_source_length, settings.max_target_length)
     notes = []
     for task in tasks:
+        encoder.check_labels(task.spec.name, task.spec.labels)
         frame = build_prompt(task.spec, Row("", ""), header=settings.header)
         try:
             left = encoder.max_source - len(encoder.prompt(frame))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -42,6 +43,17 @@ def test_control_characters_do_not_reach_the_terminal(
         assert "evil" in text
         assert "λ" in text
         assert not set(text) & set("\x1b\x07\x9b\r")
+
+
+def test_json_is_whole_and_has_null_where_there_is_no_number(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Output(as_json=True).result({"a": [1.5, float("nan")], "b": {"c": float("-inf"), "d": ":+1:"}})
+    assert json.loads(capsys.readouterr().out) == {"a": [1.5, None], "b": {"c": None, "d": ":+1:"}}
+    Output().result({}, ":+1:", Table(":-1:"))
+    shown = capsys.readouterr().out
+    assert ":+1:" in shown
+    assert ":-1:" in shown
 
 
 def test_brackets_in_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from ella_cli.evaluate.decode import (
-    _decoder_likelihoods,
     _encdec_likelihoods,
+    _one_by_one,
+    _sees_all,
+    _side_by_side,
     generate_answers,
     rank_labels,
 )
@@ -38,14 +41,61 @@ def test_likelihoods_side_by_side_equal_those_of_each_label_alone(
     base: Base, encoder: Encoder
 ) -> None:
     prompts, targets = _prompts(base), [encoder.answer(label) for label in LABELS]
-    together = _decoder_likelihoods if base.kind == "decoder" else _encdec_likelihoods
+    decoders = (_side_by_side, _one_by_one)
     with torch.inference_mode():
-        got = together(base, prompts, targets)
+        ways = decoders if base.kind == "decoder" else (_encdec_likelihoods,)
+        found = [way(base, prompts, targets) for way in ways]
         base.model.double()
         expected = [[_alone(base, prompt, target) for target in targets] for prompt in prompts]
-    torch.testing.assert_close(
-        got.double(), torch.tensor(expected, dtype=torch.float64), atol=2e-5, rtol=1e-5
-    )
+    for got in found:
+        torch.testing.assert_close(
+            got.double(), torch.tensor(expected, dtype=torch.float64), atol=2e-5, rtol=1e-5
+        )
+
+
+def _windowed(kind: str) -> tuple[type, dict[str, object]]:
+    import transformers
+
+    size = {
+        "vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    }  # fmt: skip
+    if kind == "mistral":
+        return transformers.MistralForCausalLM, {**size, "sliding_window": 8}
+    if kind == "gemma3":
+        layers = ["sliding_attention", "full_attention"]
+        return transformers.Gemma3ForCausalLM, {**size, "sliding_window": 8, "layer_types": layers}
+    assert kind == "bloom"
+    return transformers.BloomForCausalLM, {
+        "vocab_size": 384, "hidden_size": 32, "n_layer": 2, "n_head": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3", "bloom"])
+def test_models_that_do_not_see_all_rank_as_they_read(
+    kind: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    model, size = _windowed(kind)
+    torch.manual_seed(0)
+    special = AutoTokenizer.from_pretrained(tiny_llama)
+    model(model.config_class(**size, eos_token_id=special.eos_token_id)).save_pretrained(tmp_path)  # type: ignore[attr-defined]
+    special.save_pretrained(tmp_path)
+    base = load_base(str(tmp_path), dtype="float32", device="cpu")
+    encoder = base.encoder(200, 50)
+    prompts, targets = _prompts(base), [encoder.answer(label) for label in LABELS]
+    assert not _sees_all(base, max(map(len, prompts)) + max(map(len, targets)))
+    assert _sees_all(base, 8) == (kind != "bloom")
+    with torch.inference_mode():
+        base.model.double()
+        expected = torch.tensor([[_alone(base, p, t) for t in targets] for p in prompts])
+        base.model.float()
+        got = _one_by_one(base, prompts, targets)
+        torch.testing.assert_close(got, expected.float(), atol=2e-5, rtol=1e-5)
+        if kind != "bloom":
+            # What the other way would say of another model.
+            assert not torch.allclose(_side_by_side(base, prompts, targets), got, atol=1e-3)
+    answers = rank_labels(base, encoder, prompts, LABELS, batch_size=2, answered=lambda _: None)
+    assert answers == [LABELS[i] for i in expected.argmax(dim=1)]
 
 
 def _alone(base: Base, prompt: list[int], target: list[int]) -> float:

@@ -38,7 +38,7 @@ def test_rows_of_single_travel_with_the_results(tasks: list[Task], tmp_path: Pat
     )
     (tmp_path / "single").mkdir()
     files.write_json(tmp_path / "single" / "results.json", alone)
-    rows = single_rows(tmp_path / "single", tasks)
+    rows = single_rows(tmp_path / "single", tasks, {})
     assert rows == {"demo-topic": [1, 1, 1, 1], "demo-mood": [1, 1, 0, 0]}
 
     document = results_document(tasks, _rows(), None, rows, {"method": "ella", "lambda": 1.0})
@@ -58,7 +58,7 @@ def test_other_test_rows_are_refused(tasks: list[Task], tmp_path: Path) -> None:
     document = results_document(tasks, alone, None, None, {"method": "single"})
     files.write_json(tmp_path / "results.json", document)
     with pytest.raises(SettingsError, match="demo-mood was scored alone on 3 test rows, here on 4"):
-        single_rows(tmp_path, tasks)
+        single_rows(tmp_path, tasks, {})
 
 
 def test_only_a_run_of_single_is_taken(tasks: list[Task], tmp_path: Path) -> None:
@@ -66,4 +66,28 @@ def test_only_a_run_of_single_is_taken(tasks: list[Task], tmp_path: Path) -> Non
         tmp_path / "results.json", results_document(tasks, _rows(), None, None, {"method": "ella"})
     )
     with pytest.raises(SettingsError, match="not of single"):
-        single_rows(tmp_path, tasks)
+        single_rows(tmp_path, tasks, {})
+
+
+@pytest.mark.parametrize(
+    ("here", "says"),
+    [
+        ({"decode": "rank"}, "has decode generate, here it is rank"),
+        ({"header": True}, "has header False, here it is True"),
+        ({"validation": 4}, "has validation 0, here it is 4"),
+        ({"base_model": {"model": "m", "fingerprint": "b" * 64}}, "has base model a{12}, here it"),
+    ],
+)
+def test_what_was_scored_otherwise_is_refused(
+    here: dict[str, object], says: str, tasks: list[Task], tmp_path: Path
+) -> None:
+    facts = {"decode": "generate", "header": False, "validation": 0}
+    base = {"base_model": {"model": "elsewhere/m", "fingerprint": "a" * 64}}
+    document = results_document(tasks, _rows(), None, None, {"method": "single", **facts, **base})
+    files.write_json(tmp_path / "results.json", document)
+    assert single_rows(tmp_path, tasks, facts)
+    assert single_rows(
+        tmp_path, tasks, {**facts, "base_model": {"model": "m", "fingerprint": None}}
+    )
+    with pytest.raises(SettingsError, match=says):
+        single_rows(tmp_path, tasks, facts | here)

@@ -123,6 +123,22 @@ def test_parts_follow_the_settings(tiny_llama: Path) -> None:
     assert _size(alone, "past") == _size(alone, "pristine weights") == 0
 
 
+def test_an_energy_beside_w_past_takes_a_second_matrix_and_a_window_takes_factors(
+    tiny_llama: Path,
+) -> None:
+    def stores(**asked: object) -> dict[str, int]:
+        settings = RunSettings(model=str(tiny_llama), dtype="float32", device="cpu", **asked)
+        plan = _plan(settings, tasks=9, tokens=64, answers=4)
+        return {one.store: one.file for one in plan.pasts} | {plan.store: -1}
+
+    plain, roots = stores(energy="sum"), stores(energy="rss")
+    assert plain["dense"] == -1
+    assert stores(energy="sum", last=2)["factored"] == -1
+    known = stores(energy="sum", last=2)["dense"]
+    assert known == stores(energy="rss", last=2)["dense"] > 0
+    assert roots["factored"] == plain["factored"]
+
+
 def test_sequences_are_no_longer_than_the_model_has_positions(
     tiny_llama: Path, tiny_t5: Path
 ) -> None:

@@ -29,6 +29,7 @@ from ella_cli.report import (
 )
 from ella_cli.report.document import Document, HeatMap, Lines, Section, Series, Table, Words
 from ella_cli.report.svg import line_chart
+from ella_cli.report.tables import accuracy_heat_map
 from tests.report.conftest import MATRIX, ORDER
 
 WriteRun = Callable[..., Path]
@@ -147,6 +148,28 @@ def test_runs_of_other_settings_are_not_averaged_and_say_what_differs(write_run:
         (run / "run.json").write_text(json.dumps({"settings": {"max_steps": steps, "seed": 0}}))
     labels = [group["label"] for group in make_report(runs).json["comparison"]]
     assert labels == ["ella λ=10000 (max_steps 40)", "ella λ=10000 (max_steps 80)"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 0}, {"header": True}, {"validation": 50}, {"importance": "auto"},
+        {"base_model": {"model": "m", "fingerprint": "f"}}, {"test_rows": {"dbpedia": 3}},
+    ],
+)  # fmt: skip
+def test_only_seeds_of_one_experiment_are_averaged(
+    write_run: WriteRun, changes: dict[str, object]
+) -> None:
+    runs = [write_run("a", seed=0), write_run("b", **{"seed": 1, **changes})]
+    assert [group["runs"] for group in make_report(runs).json["comparison"]] == [["a"], ["b"]]
+
+
+def test_a_page_says_what_was_scored_and_after_what(write_run: WriteRun) -> None:
+    empty = [[None] * len(ORDER)] * (len(ORDER) - 1)
+    run = write_run("a", matrix=[*empty, MATRIX[-1]], validation=20, header=True)
+    text = markdown.render(make_report([run]).document)
+    assert "20 held-out train rows a task, prompts with the header" in text
+    assert accuracy_heat_map(read_run(run)).rows == ("untouched base", "all tasks", "trained alone")
 
 
 def test_runs_of_other_orders_are_warned_about(write_run: WriteRun) -> None:

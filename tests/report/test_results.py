@@ -85,6 +85,12 @@ def test_a_curve_that_was_not_logged_is_all_gaps(write_run: WriteRun) -> None:
         ('{"order": ["a"], "matrix": [[2.0]]}', "2.0"),
         ('{"order": ["a"], "matrix": [[0.1, 0.2]]}', "2 scores for 1 tasks"),
         ('{"order": ["a"], "matrix": [[0.1]], "row_scores": {"01-a": 3}}', "row_scores"),
+        ('{"order": ["a"], "matrix": [[0.1]], "row_scores": {"a": {"a": [NaN]}}}', "row_scores"),
+        ('{"order": ["a"], "matrix": [[0.1]], "row_scores": {"a": {"a": [5]}}}', "from 0 to 1"),
+        ('{"order": [1], "matrix": [[0.1]]}', "no names of tasks"),
+        ('{"order": ["a", "a"], "matrix": [[0.1, 0], [0, 0]]}', "no names of tasks"),
+        ('{"order": ["a"], "matrix": [[0.1]], "test_rows": {"a": "x"}}', "test_rows.a"),
+        ('{"order": ["a"], "matrix": [[0.1]], "last": "x"}', "last is 'x'"),
     ],
 )
 def test_a_damaged_results_file_is_refused_in_words(tmp_path: Path, text: str, says: str) -> None:

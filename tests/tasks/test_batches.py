@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ def test_an_encoder_decoder_prompt_is_closed_and_a_decoder_prompt_is_open(
     prompt = Prompt("What is ", "the cat", "\nAnswer:")
     assert encdec.prompt(prompt)[-1] == encdec.tokenizer.eos_token_id
     assert decoder.prompt(prompt)[-1] != decoder.tokenizer.eos_token_id
+
+
+def test_a_label_that_an_answer_has_no_room_for_is_refused(decoder: Encoder) -> None:
+    short = replace(decoder, max_target=5)
+    short.check_labels("t", ("no", "yes"))
+    short.check_labels("free text", ())
+    needed = len(replace(decoder, max_target=99).answer("a label of many words"))
+    with pytest.raises(TaskError, match=rf"'a label of many words' has {needed} tokens.* 5"):
+        short.check_labels("t", ("no", "a label of many words"))
+    replace(decoder, max_target=needed).check_labels("t", ("no", "a label of many words"))
 
 
 def test_a_long_answer_is_cut_before_its_end_token(decoder: Encoder) -> None:

@@ -64,6 +64,8 @@ def test_a_line_ends_where_json_says_and_not_at_other_separators(tmp_path: Path)
             "line 2: an object has the key 'a' twice",
         ),
         ("t.json", '[{"a": 1, "b": 2, "a": 3}]', "an object has the key 'a' twice"),
+        ("t.jsonl", '{"a": 1}\n{"a": NaN}\n', "line 2: NaN is no value"),
+        ("t.json", '[{"a": Infinity}]', "Infinity is no value"),
         ("t.json", "", "holds no rows"),
         ("t.json", "[]", "holds no rows"),
         ("t.json", '[{"a": 1},\n {"a" 2}]', "line 2: not JSON"),
