@@ -252,6 +252,19 @@ def test_a_factor_without_its_partner_and_a_foreign_tensor_are_refused(
 
 
 @pytest.mark.parametrize(
+    "pattern", [r".*(?:self_attn|mlp)\.(?:q_proj|v_proj)", r"^(?!.*vision).*(?:q|k)_proj", "q_proj"]
+)
+def test_patterns_that_end_are_taken(pattern: str, plain: Path, tmp_path: Path) -> None:
+    for file in plain.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    change_config(tmp_path, alpha_pattern={pattern: 2})
+    (first, *_) = read_adapter(plain).sources.values()
+    (changed, *_) = read_adapter(tmp_path).sources.values()
+    assert changed.scale == pytest.approx(2 / first.rank)
+
+
+@pytest.mark.parametrize(
     ("module", "said"),
     [
         ("curvature/0/x", "no name of a module"),

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ella_cli.adapter.adapter import layers_in_order
 from ella_cli.adapter.tensor_header import Entry
 from ella_cli.errors import AdapterError, EllaError
+from ella_cli.files import is_nameable
 
 METADATA_KEY = "ella_curvature"
 # 2 is 1 with floors, 3 has directions too: a reader of less would leave out part of what protects.
@@ -67,7 +68,7 @@ class CurvatureRecord:
     version: int = PLAIN_VERSION
 
     def __post_init__(self) -> None:
-        if not all(said.isprintable() for said in (self.task, self.model)):
+        if not all(map(is_nameable, (self.task, self.model))):
             raise ValueError("its task or base model has no usable name")
 
     def with_floors(self, floors: Mapping[str, tuple[float, float]]) -> CurvatureRecord:

@@ -110,7 +110,7 @@ class LoraSettings:
             if not number or not _is_usable(value) or not _is_tame(name):
                 raise AdapterError(
                     f"{self._where}: {key} has the unusable entry {name[:60]!r}: {str(value)[:20]}",
-                    hint="give module names, or patterns without nested repeats, and numbers",
+                    hint="give numbers, and module names or patterns of few repeats, none nested",
                 )
         return pattern
 
@@ -137,7 +137,8 @@ def _is_tame(pattern: str) -> bool:
     """
     if len(pattern) > 300 or re.search(r"\)[*+{?]", pattern):
         return False
-    if len(re.findall(r"[*+{?]", pattern)) > 3 or pattern.count("|") > 8:
+    # What follows an opening bracket is no repeat but says what kind of group it is.
+    if len(re.findall(r"[*+{]|(?<!\()\?", pattern)) > 3 or pattern.count("|") > 8:
         return False
     try:
         re.compile(pattern)

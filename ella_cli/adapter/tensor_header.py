@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ella_cli.files import is_nameable
+
 # Floats are computed with; what else a base model's file may hold is only copied.
 ITEM_BYTES: Mapping[str, int] = MappingProxyType(
     {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2}
@@ -88,7 +90,7 @@ def header_text(layout: Mapping[str, Entry], metadata: Mapping[str, str]) -> byt
 
 def _entry(name: str, value: object, data_start: int) -> Entry:
     shown = name[:80]
-    if not name.isprintable() or len(name) > _NAME_LIMIT:
+    if not is_nameable(name) or len(name) > _NAME_LIMIT:
         # Half a character cannot be written again, a control character would reach the terminal.
         raise MalformedHeader(f"it has a tensor with the unusable name {shown!a}")
     if not isinstance(value, dict):

@@ -22,6 +22,8 @@ Answered = Callable[[int], None]  # told how many rows were just answered
 
 # Their attention falls off with distance, which a mask given as a whole leaves out.
 _BY_DISTANCE = {"bloom", "mpt"}
+# Windows by the place in the sequence, whatever positions are given.
+_BY_PLACE = {"gpt_neo"}
 
 # Tokens beyond the longest label: room for punctuation that exact match forgives.
 _SPARE_TOKENS = 4
@@ -94,7 +96,7 @@ def rank_labels(
         likelihoods = _encdec_likelihoods
         if base.kind == "decoder":
             # The first of a batch is its longest.
-            whole = _sees_all(base, len(prompts[indices[0]]) + longest)
+            whole = sees_all(base, len(prompts[indices[0]]) + longest)
             likelihoods = _side_by_side if whole else _one_by_one
         with torch.inference_mode():
             scores = likelihoods(base, [prompts[i] for i in indices], targets)  # (S, labels)
@@ -118,13 +120,13 @@ def _padded(base: Base, prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     return {name: tensor.to(base.device) for name, tensor in batch.items()}
 
 
-def _sees_all(base: Base, length: int) -> bool:
+def sees_all(base: Base, length: int) -> bool:
     """Whether every layer of a decoder attends to all of `length` tokens, by their positions only.
 
     A mask given as a whole takes the place of a layer's own: of its window, of its distances.
     """
     config = base.model.config.get_text_config()
-    if config.model_type in _BY_DISTANCE or getattr(config, "alibi", False):
+    if config.model_type in _BY_DISTANCE | _BY_PLACE or getattr(config, "alibi", False):
         return False
     if getattr(base.model, "_is_stateful", False):
         return False

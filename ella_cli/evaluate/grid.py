@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor
 from ella_cli import files, processes
 from ella_cli.adapter import Adapter
 from ella_cli.config import EvalFields, EvaluateSettings
-from ella_cli.evaluate.decode import generate_answers, rank_labels
+from ella_cli.evaluate.decode import generate_answers, rank_labels, sees_all
 from ella_cli.kernels import add_update
 from ella_cli.model.base import Base
 from ella_cli.model.fold import Fold
@@ -79,7 +80,7 @@ def evaluate_grid(
     Raises:
         StorageError: a cell cannot be read or written.
     """
-    keys = [[_key(base.fingerprint, stage, task, settings) for task in tasks] for stage in stages]
+    keys = [[_key(base, stage, task, settings) for task in tasks] for stage in stages]
     # What is there is shown, asked for or not.
     grid = [
         [_finished(_path(folder, stage, task), key) for task, key in zip(tasks, own, strict=True)]
@@ -130,12 +131,12 @@ def score_task(
         answered: told after each batch how many rows it had.
     """
     encoder = base.encoder(settings.max_source_length, settings.max_target_length)
-    encoder.check_labels(task.spec.name, task.spec.labels)
+    # Free text has no set of labels to rank.
+    ranked = settings.decode == "rank" and task.spec.labels
+    encoder.check_labels(task.spec.name, task.spec.labels, generated=not ranked)
     prompts = [
         encoder.prompt(build_prompt(task.spec, row, header=settings.header)) for row in task.test
     ]
-    # Free text has no set of labels to rank.
-    ranked = settings.decode == "rank" and task.spec.labels
     answer = rank_labels if ranked else generate_answers
     predictions = answer(
         base,
@@ -187,18 +188,27 @@ def _held(stage: Stage) -> Sequence[Adapter | Past]:
     return stage.adapters if stage.past is None else (stage.past,)
 
 
-def _key(fingerprint: str, stage: Stage, task: Task, settings: EvaluateSettings) -> str:
+def _key(base: Base, stage: Stage, task: Task, settings: EvaluateSettings) -> str:
     # Where rows came from, how many fit a batch and which other cells there are changes no score.
     beside = {"data", "device", "per_device_eval_batch_size", "model", "cells"}
     facts = [
         FORMAT,
-        fingerprint,
+        base.fingerprint,
         [held.digest for held in _held(stage)],
         task.fingerprint,
         task.spec.digest,
         settings.model_dump(mode="json", exclude=beside),
+        *_otherwise(base, settings),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _otherwise(base: Base, settings: EvaluateSettings) -> list[object]:
+    """What is read otherwise than most models read, and was once read as those do."""
+    room = base.encoder(settings.max_source_length, settings.max_target_length).max_source
+    alone = settings.decode == "rank" and base.kind == "decoder" and not sees_all(base, sys.maxsize)
+    cut = [room] if room < settings.max_source_length else []
+    return [*cut, *(["one by one"] if alone else [])]
 
 
 def _chosen(stage: Stage, tasks: Sequence[Task]) -> Sequence[int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ella_cli import processes
 from ella_cli.errors import ModelError, SettingsError
+from ella_cli.files import is_nameable
 from ella_cli.model.source import model_errors, resolve_source
 from ella_cli.tasks.batches import IGNORED, Collator, Encoder
 
@@ -107,6 +108,9 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import logging
 
+    if not is_nameable(source):
+        # Adapters and pasts that name it could not be read again.
+        raise ModelError(f"{source!r} cannot be a model's name", hint="rename its folder")
     # Progress is for the caller to show; the library's bars would be drawn into it.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     target = device_of(device, here=True)

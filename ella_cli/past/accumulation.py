@@ -139,8 +139,7 @@ def accumulate(
         with replacing(path) as temporary:
             write = write_factored if chosen == "factored" else write_dense
             write(change, temporary)
-            # What could not be read again must not take the place of what can.
-            read_past(temporary)
+            _check_readable(temporary, path)
         past = read_past(path)
     before = set(old.tasks) if old is not None else set()
     return Accumulated(
@@ -154,6 +153,18 @@ def accumulate(
         notes=change.notes,
         seconds=time.monotonic() - began,
     )
+
+
+def _check_readable(written: Path, path: Path) -> None:
+    """What could not be read again must not take the place of what can."""
+    try:
+        read_past(written)
+    except PastError as error:
+        raise PastError(
+            f"{path} stays as it was, for the new one could not be read: "
+            f"{error.message.removeprefix(f'{written}: ')}",
+            hint="check the disk; if it comes again, it is a mistake of ella's, so report it",
+        ) from error
 
 
 @contextmanager
@@ -217,6 +228,9 @@ def energy_of(
         ) from error
     if old is None or kind == known:
         return kind
+    if kind == EnergyKind(known.kind, known.last, None if known.decay == 1 else known.decay):
+        # A decay by 1, as it was once written down: there is nothing to change.
+        return known
     if old.store == "dense" and not (kind.is_plain and known.is_plain):
         raise PastError(
             f"{old.path} is dense with the energy {_shown(known)}, which cannot become "

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ella_cli.adapter import Layer
 from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.errors import PastError
+from ella_cli.files import is_nameable
 
 Store = Literal["factored", "dense"]
 Energy = Literal["sum", "abs", "rss", "curvature"]
@@ -35,7 +36,7 @@ class Base:
 
     def __post_init__(self) -> None:
         said = (self.model, self.fingerprint, self.task_type or "")
-        if not all(one.isprintable() and len(one) <= 4096 for one in said):
+        if not all(is_nameable(one) and len(one) <= 4096 for one in said):
             raise ValueError("its base model has no usable name")
 
 
@@ -65,7 +66,7 @@ class PastTask:
     shrink: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.isprintable() or len(self.name) > 500:
+        if not self.name or not is_nameable(self.name) or len(self.name) > 500:
             raise ValueError("a task has no usable name")
 
 

@@ -119,7 +119,8 @@ def make_plan(
     played = play_step(skeleton, batch, device=device.type)
     method = METHODS[settings.method]
     earlier = count - 1 if method.summed else 0
-    energy = EnergyKind(settings.energy or "sum", settings.last, settings.decay)
+    decay = None if settings.decay == 1 else settings.decay
+    energy = EnergyKind(settings.energy or "sum", settings.last, decay)
     stores: tuple[Store, Store] = ("factored", "dense")
     pasts = tuple(
         held_past(

@@ -58,7 +58,9 @@ def groups_of(runs: Sequence[RunResults]) -> tuple[Group, ...]:
 
 
 def _key(run: RunResults) -> str:
-    said = [run.document.get(key) for key in _OF_SCORES]
+    # Runs of before importance counted in full.
+    document = {**run.document, "importance": run.document.get("importance") or 1.0}
+    said = [document.get(key) for key in _OF_SCORES]
     facts = [run.label, run.accuracy.order, base_model(run), run.decode, _settings(run), said]
     return json.dumps(facts, sort_keys=True, default=str)
 

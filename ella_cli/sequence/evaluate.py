@@ -58,8 +58,6 @@ def evaluate_run(
     given = {name: getattr(asked, name) for name in asked.model_fields_set}
     chosen = evaluation_of(settings).model_copy(update=given)
     tasks = load_tasks(resolve_order(settings.order), chosen, progress)
-    known = evaluation_facts(chosen, run.read()["base"].get("fingerprint"))
-    alone = single_rows(single, tasks, known) if single else None
     names = stage_names(method_of(settings), [task.spec.name for task in tasks])
     method = method_of(settings)
     adapters = run.finished(names, alone=not (method.summed or method.carried))
@@ -67,6 +65,8 @@ def evaluate_run(
     if chosen.dtype == settings.dtype or "float16" not in (chosen.dtype, settings.dtype):
         # Loaded as float16, the same weights may have other values, and another fingerprint.
         base().check_ground(str(folder), run.read()["base"].get("fingerprint"))
+    known = evaluation_facts(chosen, base().fingerprint)
+    alone = single_rows(single, tasks, known) if single else None
     return score_run(run, base, tasks, adapters, settings, chosen, alone, progress)
 
 
@@ -92,8 +92,6 @@ def evaluate_adapters(
     """
     tasks = load_tasks(resolve_order(order), evaluation, progress)
     adapters = [read_adapter(one) for one in folders]
-    known = evaluation_facts(evaluation, next(filter(None, map(ground_of, adapters)), None))
-    alone = single_rows(single, tasks, known) if single else None
     _refuse_run(folder)
     if len(adapters) > len(tasks):
         raise SettingsError(
@@ -108,6 +106,8 @@ def evaluate_adapters(
                 "adapters in the order of the tasks"
             )
     base = base_once(evaluation, progress)
+    known = evaluation_facts(evaluation, base().fingerprint)
+    alone = single_rows(single, tasks, known) if single else None
     fold = Fold(base().model)
     for adapter in adapters:
         base().check_ground(str(adapter.path), ground_of(adapter))

@@ -89,6 +89,8 @@ def _was_measured_anew(stage: Adapter) -> bool:
     trained, found = (stage.manifest or {}).get("curvature"), read_curvature(stage)
     if not isinstance(trained, dict) or found is None:
         return False
+    if trained.get("measured"):
+        return bool(trained["measured"] != found.record.digest)
     now = found.record
     # What an older ella measured counts in full, and has no contrast.
     then = (trained.get("importance", 1.0), trained.get("contrast"))

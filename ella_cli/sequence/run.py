@@ -62,7 +62,7 @@ def run_order(
     base = base_once(settings, progress)
     scored = evaluation_facts(evaluation_of(settings), base().fingerprint)
     alone = single_rows(single, tasks, scored) if single else None
-    for note in check_frames(base(), tasks, settings):
+    for note in check_frames(base(), tasks, settings, generated=settings.decode == "generate"):
         progress.warn(note)
     facts = {
         "base": {"model": settings.model, "fingerprint": base().fingerprint},

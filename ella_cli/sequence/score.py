@@ -136,11 +136,11 @@ def _energy(settings: RunSettings, adapters: Sequence[Adapter]) -> str | None:
     return settings.energy or next((kind for kind in used if kind), None)
 
 
-def evaluation_facts(evaluation: EvaluateSettings, fingerprint: str | None) -> Mapping[str, Any]:
+def evaluation_facts(evaluation: EvaluateSettings, fingerprint: str) -> Mapping[str, Any]:
     """What of the evaluation a reader of results.json has to know.
 
     Args:
-        fingerprint: of the base; None where that is not known yet.
+        fingerprint: of the base as it is scored.
     """
     return {
         "decode": evaluation.decode,

@@ -64,21 +64,27 @@ class Encoder:
         assert isinstance(end, int)
         return [*ids[: self.max_target - 1], end]
 
-    def check_labels(self, task: str, labels: Sequence[str]) -> None:
+    def check_labels(self, task: str, labels: Sequence[str], *, generated: bool) -> None:
         """
+        Args:
+            generated: whether answers will be, or labels be ranked.
+
         Raises:
-            TaskError: a label has more tokens than an answer may have, so that it is never right.
+            TaskError: a label has more tokens than an answer may have, so that it is never
+                generated, or is the same as another one that is cut.
         """
-        if not labels:
-            return
         whole = replace(self, max_target=sys.maxsize)
-        longest = max(labels, key=lambda label: len(whole.answer(label)))
-        needed = len(whole.answer(longest))
-        if needed > self.max_target:
+        lengths = {label: len(whole.answer(label)) for label in labels}
+        cut = [label for label in labels if lengths[label] > self.max_target]
+        if not cut:
+            return
+        kept = {tuple(self.answer(label)) for label in labels}
+        if generated or len(kept) < len(labels):
+            longest = max(cut, key=lengths.__getitem__)
             raise TaskError(
-                f"{task}: the label {longest[:40]!r} has {needed} tokens, an answer may have "
-                f"{self.max_target}",
-                hint=f"give --max-target-length {needed}, or shorten the label",
+                f"{task}: the label {longest[:40]!r} has {lengths[longest]} tokens, an answer may "
+                f"have {self.max_target}",
+                hint=f"give --max-target-length {lengths[longest]}, or shorten the label",
             )
 
     def example(self, prompt: Prompt, answer: str) -> dict[str, list[int]]:

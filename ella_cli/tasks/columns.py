@@ -176,9 +176,6 @@ def _checked(text: str, answer: str, record: Record, path: Path) -> Row:
 def _as_text(value: object) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, float) and value.is_integer():
-        # A column of 1 and 1.0 has one label.
-        return str(int(value))
     if isinstance(value, bool | int | float):
         return str(value)
     if value is None:

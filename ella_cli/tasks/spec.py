@@ -21,6 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ella_cli.errors import TaskError
+from ella_cli.files import is_nameable
 
 Metric = Literal["accuracy", "rouge-l", "edit-similarity", "sari"]
 Compare = Literal["exact", "first-letter"]
@@ -30,7 +31,7 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 _SPECS = Path(__file__).parent / "specs"
 # Bytes; folders of stages and files of scores are named after it, with a few more.
-_LONGEST_NAME = 100
+_LONGEST_NAME = 200
 _STRICT = ConfigDict(extra="forbid")
 # Of a task's fields, those that a prompt or a score is made with.
 _DECIDING = (
@@ -109,7 +110,7 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         name = self.name
-        filed = len(name.encode(errors="replace")) <= _LONGEST_NAME and name.isprintable()
+        filed = len(name.encode(errors="replace")) <= _LONGEST_NAME and is_nameable(name)
         if not name.strip() or not filed or name.startswith(".") or re.search(r"[/\\]", name):
             raise TaskError(
                 f"{self.name[:60]!r} cannot be a task's name, for results are filed under it",

@@ -111,8 +111,10 @@ def note_little(name: str, facts: Mapping[str, Any], progress: Progress) -> None
         )
 
 
-def write_measured(folder: Path, measured: Measured, manifest: Mapping[str, Any]) -> None:
-    """Puts it beside the adapter in `folder`, with its provenance.
+def write_measured(
+    folder: Path, measured: Measured, manifest: Mapping[str, Any]
+) -> CurvatureRecord:
+    """Puts it beside the adapter in `folder`, with its provenance; returns the record.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -132,4 +134,4 @@ def write_measured(folder: Path, measured: Measured, manifest: Mapping[str, Any]
         contrast=measured.contrast,
         importance=manifest["curvature"]["importance"],
     )
-    write_curvature(folder, measured.modules, record)
+    return write_curvature(folder, measured.modules, record)

@@ -141,7 +141,7 @@ def encode_rows(
     """The train rows of `tasks` as token ids, in order."""
     encoder = base.encoder(settings.max_source_length, settings.max_target_length)
     for task in tasks:
-        encoder.check_labels(task.spec.name, task.spec.labels)
+        encoder.check_labels(task.spec.name, task.spec.labels, generated=False)
     return [
         encoder.example(build_prompt(task.spec, row, header=settings.header), row.answer)
         for task in tasks
@@ -149,8 +149,13 @@ def encode_rows(
     ]
 
 
-def check_frames(base: Base, tasks: Sequence[Task], settings: DataFields) -> list[str]:
+def check_frames(
+    base: Base, tasks: Sequence[Task], settings: DataFields, *, generated: bool
+) -> list[str]:
     """Notes on tasks whose prompts leave little room for their text.
+
+    Args:
+        generated: whether answers will be, or labels be ranked.
 
     Raises:
         TaskError: what is always in a task's prompt is longer than the model may read, or a label
@@ -159,7 +164,7 @@ def check_frames(base: Base, tasks: Sequence[Task], settings: DataFields) -> lis
     encoder = base.encoder(settings.max_source_length, settings.max_target_length)
     notes = []
     for task in tasks:
-        encoder.check_labels(task.spec.name, task.spec.labels)
+        encoder.check_labels(task.spec.name, task.spec.labels, generated=generated)
         frame = build_prompt(task.spec, Row("", ""), header=settings.header)
         try:
             left = encoder.max_source - len(encoder.prompt(frame))
@@ -304,7 +309,7 @@ def _write(
 ) -> None:
     with files.new_folder(folder) as temporary:
         model.save_pretrained(str(temporary), save_embedding_layers=False)
-        files.write_json(temporary / MANIFEST, manifest)
         if measured is not None:
-            write_measured(temporary, measured, manifest)
+            manifest["curvature"]["measured"] = write_measured(temporary, measured, manifest).digest
+        files.write_json(temporary / MANIFEST, manifest)
         files.write_text(temporary / "README.md", model_card(manifest, settings))

@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 from ella_cli.evaluate.decode import (
     _encdec_likelihoods,
     _one_by_one,
-    _sees_all,
     _side_by_side,
     generate_answers,
     rank_labels,
+    sees_all,
 )
 from ella_cli.model.base import Base, load_base
 from ella_cli.tasks.batches import Encoder
@@ -65,13 +65,18 @@ def _windowed(kind: str) -> tuple[type, dict[str, object]]:
     if kind == "gemma3":
         layers = ["sliding_attention", "full_attention"]
         return transformers.Gemma3ForCausalLM, {**size, "sliding_window": 8, "layer_types": layers}
+    if kind == "gpt_neo":
+        return transformers.GPTNeoForCausalLM, {
+            "vocab_size": 384, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 8,
+            "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 512,
+        }  # fmt: skip
     assert kind == "bloom"
     return transformers.BloomForCausalLM, {
         "vocab_size": 384, "hidden_size": 32, "n_layer": 2, "n_head": 4,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gemma3", "bloom"])
+@pytest.mark.parametrize("kind", ["mistral", "gemma3", "gpt_neo", "bloom"])
 def test_models_that_do_not_see_all_rank_as_they_read(
     kind: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -83,8 +88,8 @@ def test_models_that_do_not_see_all_rank_as_they_read(
     base = load_base(str(tmp_path), dtype="float32", device="cpu")
     encoder = base.encoder(200, 50)
     prompts, targets = _prompts(base), [encoder.answer(label) for label in LABELS]
-    assert not _sees_all(base, max(map(len, prompts)) + max(map(len, targets)))
-    assert _sees_all(base, 8) == (kind != "bloom")
+    assert not sees_all(base, max(map(len, prompts)) + max(map(len, targets)))
+    assert sees_all(base, 8) == (kind in ("mistral", "gemma3"))
     with torch.inference_mode():
         base.model.double()
         expected = torch.tensor([[_alone(base, p, t) for t in targets] for p in prompts])

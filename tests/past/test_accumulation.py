@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ella_cli.adapter import read_adapter
 from ella_cli.errors import PastError, SettingsError, StorageError
 from ella_cli.past import Past, accumulate, read_past
+from ella_cli.past.record import EnergyKind
 from tests.past.conftest import SHAPES, STORES, MakeAdapter, close, delta_of, energy_of
 
 
@@ -232,6 +233,21 @@ def test_a_window_and_a_decay_can_be_undone(three: list[Path], tmp_path: Path) -
     accumulate([], path, last=2, decay=0.5)
     again = accumulate([], path, last=0, decay=1).past
     assert again.digest == plain.digest
+
+
+def test_a_decay_by_one_that_was_once_written_down_is_left_as_it_is(
+    three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "w"
+    with monkeypatch.context() as once:
+        # As an earlier ella kept it.
+        once.setattr(
+            "ella_cli.past.accumulation.energy_of", lambda *_: EnergyKind("sum", None, 1.0)
+        )
+        accumulate(three[:2], path, store="dense")
+    assert read_past(path).record.energy.decay == 1
+    past = accumulate(three[2:], path, decay=1).past
+    assert (len(past.tasks), past.record.energy.decay) == (3, 1)
 
 
 def test_wishes_that_nothing_can_be_done_with_are_refused(

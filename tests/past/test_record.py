@@ -73,6 +73,16 @@ def test_a_record_that_says_something_else_is_refused(
         read_past(written[store])
 
 
+def test_names_may_be_of_any_script_and_hold_any_space(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    past = accumulate([make_adapter("感情\u3000分析 👩\u200d💻")], tmp_path / "w").past
+    assert read_past(tmp_path / "w").tasks == past.tasks
+    assert past.tasks[0].name == "感情\u3000分析 👩\u200d💻"
+    odd = accumulate([make_adapter("a\x1bb\n", 1)], tmp_path / "v").past
+    assert odd.tasks[0].name == "a?b?"
+
+
 def test_other_files_are_no_past(written: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(PastError, match="there is no W_past file"):
         read_past(tmp_path / "none")

@@ -133,6 +133,8 @@ def test_seeds_are_averaged_and_methods_stand_side_by_side(write_run: WriteRun) 
         write_run("c", method="inclora", lam=0.0),
     ]
     report = make_report(runs)
+    whole = write_run("d", seed=2, importance=1.0)
+    assert make_report([runs[0], whole]).json["comparison"][0]["runs"] == ["a", "d"]
     ella, inclora = report.json["comparison"]
     assert (ella["label"], ella["runs"]) == ("ella λ=10000", ["a", "b"])
     assert ella["figures"]["oa"] == pytest.approx(
@@ -154,6 +156,7 @@ def test_runs_of_other_settings_are_not_averaged_and_say_what_differs(write_run:
     "changes",
     [
         {"seed": 0}, {"header": True}, {"validation": 50}, {"importance": "auto"},
+        {"importance": 0.5},
         {"base_model": {"model": "m", "fingerprint": "f"}}, {"test_rows": {"dbpedia": 3}},
     ],
 )  # fmt: skip

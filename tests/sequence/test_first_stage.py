@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ella_cli.adapter import read_adapter
-from ella_cli.adapter.curvature_file import write_curvature
+from ella_cli.adapter.curvature_file import read_curvature, write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
@@ -48,12 +48,12 @@ def _finished(folder: Path, **settings: Any) -> None:
         (folder / "scores" / name).write_text("{}")
 
 
-def _measured(stage: Path, **record: Any) -> None:
+def _measured(stage: Path, *, width: int = 1, **record: Any) -> None:
     adapter = read_adapter(stage)
     (name,) = adapter.names
     write_curvature(
         stage,
-        {name: Kronecker(torch.ones(3, 1), torch.ones(5, 1))},
+        {name: Kronecker(torch.ones(3, width), torch.ones(5, width))},
         CurvatureRecord(adapter.digest, adapter.task, rows=8, tokens=20, **record),
     )
 
@@ -137,6 +137,16 @@ def test_a_stage_that_was_measured_anew_is_not_what_training_would_give(tmp_path
     _measured(stage, importance=0.5, contrast=0.3)
     take_first_stage(RunFolder(tmp_path / "b"), tmp_path / "a", "amazon", own)
     assert (tmp_path / "b" / "stages/01-amazon/curvature.safetensors").is_file()
+    # Where training said which it was, any other is another one.
+    (digest,) = [read_curvature(read_adapter(stage)).record.digest]  # type: ignore[union-attr]
+    manifest["curvature"]["measured"] = digest  # type: ignore[index]
+    (stage / "ella.json").write_text(json.dumps(manifest))
+    third = _claimed(tmp_path / "d", method="ella")
+    take_first_stage(RunFolder(tmp_path / "d"), tmp_path / "a", "amazon", third)
+    _measured(stage, importance=0.5, contrast=0.3, width=2)
+    fourth = _claimed(tmp_path / "e", method="ella")
+    with pytest.raises(SettingsError, match="was measured anew"):
+        take_first_stage(RunFolder(tmp_path / "e"), tmp_path / "a", "amazon", fourth)
     # A method that protects nothing does not ask.
     _measured(stage, importance=0.7)
     none = _claimed(tmp_path / "c", method="inclora", curvature_rows=0)

@@ -65,12 +65,17 @@ def test_an_encoder_decoder_prompt_is_closed_and_a_decoder_prompt_is_open(
 
 def test_a_label_that_an_answer_has_no_room_for_is_refused(decoder: Encoder) -> None:
     short = replace(decoder, max_target=5)
-    short.check_labels("t", ("no", "yes"))
-    short.check_labels("free text", ())
-    needed = len(replace(decoder, max_target=99).answer("a label of many words"))
+    short.check_labels("t", ("no", "yes"), generated=True)
+    short.check_labels("free text", (), generated=True)
+    long, longer = "a label of many words", "a label of many more words"
+    needed = len(replace(decoder, max_target=99).answer(long))
     with pytest.raises(TaskError, match=rf"'a label of many words' has {needed} tokens.* 5"):
-        short.check_labels("t", ("no", "a label of many words"))
-    replace(decoder, max_target=needed).check_labels("t", ("no", "a label of many words"))
+        short.check_labels("t", ("no", long), generated=True)
+    # Ranked, a part of it will do, but not for two.
+    short.check_labels("t", ("no", long), generated=False)
+    with pytest.raises(TaskError, match="'a label of many more words' has"):
+        short.check_labels("t", (long, longer), generated=False)
+    replace(decoder, max_target=needed).check_labels("t", ("no", long), generated=True)
 
 
 def test_a_long_answer_is_cut_before_its_end_token(decoder: Encoder) -> None:

@@ -56,7 +56,7 @@ def test_a_task_is_found_whatever_its_case_and_punctuation() -> None:
         ("name: a/b", "cannot be a task's name"),
         ("name: ..", "cannot be a task's name"),
         ("name: ''", "cannot be a task's name"),
-        (f"name: {'a' * 101}", "cannot be a task's name"),
+        (f"name: {'a' * 201}", "cannot be a task's name"),
         ('labels: [x, "z\\ud83d"]', "half a character"),
         ("- a\n- b", "does not describe a task"),
         ("labels: [a\n", "not YAML at line"),
