@@ -110,7 +110,9 @@ class DataFields(Settings):
         panel="Data", ge=8,
     )  # fmt: skip
     max_target_length: int = _field(50, "Answer tokens.", panel="Data", ge=1)
-    seed: int = _field(0, "Seed of data order, LoRA start and dropout.", panel="Data", ge=0)
+    seed: int = _field(
+        0, "Seed of data order, LoRA start and dropout.", panel="Data", ge=0, le=2**32 - 1
+    )
 
 
 class LoraFields(Settings):

@@ -123,6 +123,11 @@ def check_replaceable(path: Path, sign: str) -> None:
     Raises:
         StorageError: a file or a folder of other things is there, or its parent is not writable.
     """
+    if path.name in ("", "..") or path.resolve() == Path.cwd():
+        raise StorageError(
+            f"{path} is a folder that something works in, and cannot be replaced",
+            hint="give a new --output-dir",
+        )
     with storage_errors(path):
         _bring_back(path)
     if path.exists() and not path.is_dir():

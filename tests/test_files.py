@@ -29,6 +29,16 @@ def test_only_nothing_an_empty_folder_or_one_of_its_kind_is_replaced(tmp_path: P
             check_replaceable(tmp_path / name, "sign")
 
 
+@pytest.mark.parametrize("name", [".", "..", "/", "../here"])
+def test_a_folder_that_something_works_in_is_not_replaced(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(StorageError, match="cannot be replaced"):
+        check_replaceable(Path(name), "sign")
+
+
 def test_what_safetensors_has_against_a_path_is_a_matter_of_storage(tmp_path: Path) -> None:
     with (
         pytest.raises(StorageError, match=r"cannot use .*new: .*os error"),

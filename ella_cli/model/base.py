@@ -141,7 +141,9 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no end token", hint="set eos_token in it")
-    if tokenizer.pad_token_id is None:
+    known = model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= known:
+        # Any token will do under the mask, if the model has it.
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False).eval()
     _answer_plainly(model)

@@ -8,13 +8,14 @@ from typing import Any
 
 from ella_cli import files, processes
 from ella_cli.adapter import Adapter
-from ella_cli.adapter.curvature_file import read_curvature
+from ella_cli.adapter.curvature_file import CURVATURE, read_curvature
 from ella_cli.config import CurvatureFields, RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.manifest import MANIFEST
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.run_paths import stage_name
 from ella_cli.sequence.run_folder import FREE, RunFolder
+from ella_cli.training.methods import METHODS
 
 # They decide what comes after the first task, or only how it is scored.
 _LATER = {
@@ -38,6 +39,8 @@ def take_first_stage(
         SettingsError: the other run's first stage is not finished, or would not be the same.
         StorageError: it cannot be read, or ours not written.
     """
+    if METHODS[settings.method].joint:
+        raise SettingsError("--method joint has one stage, of all tasks", hint="drop --first-stage")
     name = stage_name(0, task)
     source = RunFolder(other)
     with processes.main_first():
@@ -65,7 +68,13 @@ def take_first_stage(
                     f"{theirs.get(what)}, here {ours.get(what)}",
                     hint="leave --first-stage out to train it here",
                 )
-        if settings.curvature_rows and _was_measured_anew(stage):
+        measures = bool(settings.curvature_rows) and METHODS[settings.method].summed
+        if measures and read_curvature(stage) is None:
+            raise SettingsError(
+                f"the first stage of {other} has no curvature, which this run protects by or keeps",
+                hint="leave --first-stage out, or give --curvature-rows 0",
+            )
+        if measures and _was_measured_anew(stage):
             raise SettingsError(
                 f"the first stage of {other} was measured anew since it was trained",
                 hint="leave --first-stage out to train it here",
@@ -75,9 +84,10 @@ def take_first_stage(
         for part in ("scores/base", f"scores/{name}", f"stages/{name}"):
             if (other / part).is_dir() and not (run.path / part).exists():
                 with files.new_folder(run.path / part) as folder:
-                    # Hidden files are another process's, not yet whole.
-                    hidden = shutil.ignore_patterns(".*")
-                    shutil.copytree(other / part, folder, ignore=hidden, dirs_exist_ok=True)
+                    # Hidden files are another process's, not yet whole; and what this run would
+                    # not have measured must not decide what it protects.
+                    left = shutil.ignore_patterns(".*", *([] if measures else [CURVATURE]))
+                    shutil.copytree(other / part, folder, ignore=left, dirs_exist_ok=True)
 
 
 def has_first_stage(run: Path) -> bool:

@@ -41,8 +41,11 @@ class Assignment:
 
 
 def stage_seed(settings: TrainSettings, order_index: int) -> int:
-    """One seed a stage: with the same one, every task's A would start as the same matrix."""
-    return settings.seed * 1000 + order_index
+    """One seed a stage: with the same one, every task's A would start as the same matrix.
+
+    Within the 32 bits that numpy's generators take.
+    """
+    return (settings.seed * 1000 + order_index) % 2**32
 
 
 def stage_manifest(

@@ -38,7 +38,13 @@ from ella_cli.training.measuring import (
 )
 from ella_cli.training.methods import METHODS, Method, Situation
 from ella_cli.training.strength import Strength, found_strength, given_strength
-from ella_cli.training.trainer import StepWatch, TaskTrainer, build_trainer, restore_weights
+from ella_cli.training.trainer import (
+    StepWatch,
+    TaskTrainer,
+    build_trainer,
+    check_weights,
+    restore_weights,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -243,13 +249,16 @@ def _checkpoint_folder(
     base: Base, assignment: Assignment, settings: TrainSettings, folder: Path
 ) -> Path:
     """Its name says what a checkpoint belongs to, so that other settings never go on from it."""
+    # Not how a run is scored: that may be another when it is gone on with.
+    decide = TrainSettings.model_fields.keys() - CurvatureFields.model_fields.keys()
+    decide -= {"save_steps", "device"}
     facts = [
         base.fingerprint,
         [(one.fingerprint, one.spec.digest) for one in (*assignment.tasks, *assignment.replayed)],
         assignment.past.digest if assignment.past else None,
-        settings.model_dump(
-            mode="json", exclude={"save_steps", "device", *CurvatureFields.model_fields}
-        ),
+        [one.digest for one in assignment.earlier],
+        assignment.order_index,
+        settings.model_dump(mode="json", include=decide),
         processes.count(),
     ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
@@ -286,6 +295,8 @@ def _run(
         return
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        # The last step's weights have met no loss that would tell.
+        check_weights(model, assignment.name)
     except NonFiniteError as error:
         if not hasattr(trainer, "good"):
             raise

@@ -274,12 +274,16 @@ def build_trainer(
         checkpoints: where checkpoints go, if settings ask for them.
         tasks: how many tasks the rows are of; each has its `max_steps`.
     """
+    scheduler: str = settings.lr_scheduler_type
+    if scheduler == "constant" and settings.warmup_steps:
+        # Which is one of its own to transformers; its constant passes over the warm-up.
+        scheduler = "constant_with_warmup"
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=settings.per_device_train_batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_scheduler_type,
+        lr_scheduler_type=scheduler,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
@@ -298,6 +302,9 @@ def build_trainer(
         dataloader_pin_memory=base.device.type == "cuda",
         seed=seed,
     )
+    if arguments.n_gpu > 1:
+        # One process computes on one device; Trainer would share out a batch n times as large.
+        arguments._n_gpu = 1
     trainer = TaskTrainer(
         model=model,
         args=arguments,
@@ -351,6 +358,19 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
+
+
+def check_weights(model: nn.Module, task: str) -> None:
+    """
+    Raises:
+        NonFiniteError: a trained weight is NaN or infinite.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not bool(parameter.isfinite().all()):
+            raise NonFiniteError(
+                f"{task}: {name} is NaN or infinite after the last step",
+                hint="lower --learning-rate",
+            )
 
 
 def restore_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -43,6 +43,7 @@ def _finished(folder: Path, **settings: Any) -> None:
     key = "base_model.model.layers.0.q"
     factors = {f"{key}.lora_B.weight": ones(3, 1), f"{key}.lora_A.weight": ones(1, 5)}
     save_file(factors, folder / "stages/01-amazon/adapter_model.safetensors")
+    _measured(folder / "stages/01-amazon")
     for name in ("base/amazon.json", "01-amazon/amazon.json", "01-amazon/.yahoo.json.x.tmp"):
         (folder / "scores" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "scores" / name).write_text("{}")
@@ -84,6 +85,9 @@ def test_what_protects_earlier_tasks_does_not_touch_the_first(
     take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "one", "amazon", own)
     # Whole files only: what another process is just writing is left behind.
     expected = _files(tmp_path / "one") - {"scores/01-amazon/.yahoo.json.x.tmp"}
+    if settings["method"] == "seqlora" or not settings.get("curvature_rows", 64):
+        # What it would not have measured would change what it protects.
+        expected -= {"stages/01-amazon/curvature.safetensors"}
     assert _files(tmp_path / "two") == expected
     assert has_first_stage(tmp_path / "two")
     # Once it is there, the other run may go.
@@ -112,6 +116,19 @@ def test_another_first_stage_is_refused(
     with pytest.raises(SettingsError, match=words):
         take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "one", "amazon", own)
     assert _files(tmp_path / "two") == before
+
+
+def test_a_stage_without_what_is_to_be_protected_is_refused(tmp_path: Path) -> None:
+    _finished(tmp_path / "one", method="seqlora")
+    (tmp_path / "one/stages/01-amazon/curvature.safetensors").unlink()
+    own = _claimed(tmp_path / "two", method="ella")
+    with pytest.raises(SettingsError, match="has no curvature"):
+        take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "one", "amazon", own)
+    joint = _claimed(tmp_path / "three", method="joint")
+    with pytest.raises(SettingsError, match="one stage, of all tasks"):
+        take_first_stage(RunFolder(tmp_path / "three"), tmp_path / "one", "amazon", joint)
+    assert not has_first_stage(tmp_path / "two")
+    assert not has_first_stage(tmp_path / "three")
 
 
 def test_an_unfinished_run_has_none_to_give(tmp_path: Path) -> None:

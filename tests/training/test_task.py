@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ella_cli.config import MeasureSettings, TrainSettings
+from ella_cli.adapter import read_adapter
+from ella_cli.config import MeasureSettings, RunSettings, TrainSettings
 from ella_cli.errors import ModelError, NonFiniteError, SettingsError
 from ella_cli.model.base import load_base
 from ella_cli.sequence.measure import measure_adapter
@@ -88,3 +89,52 @@ def test_a_layer_that_cannot_be_measured_is_refused_before_training(
 def test_no_rows_measure_nothing(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="leaves nothing to measure"):
         measure_adapter(tmp_path, "demo-topic", MeasureSettings(curvature_rows=0))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_weights_that_are_no_numbers_after_the_last_step_are_noticed(
+    steps: int, tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    settings = TrainSettings(
+        # Past float32's range: the step's own loss was still a number.
+        learning_rate=1e39, max_steps=steps, limit=16, curvature_rows=0,
+    )  # fmt: skip
+    task = load_task("demo-topic", limit=16)
+    with pytest.raises(NonFiniteError):
+        train_task(base, Assignment(task.spec.name, [task]), settings, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_checkpoint_belongs_to_what_was_trained_before_it(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    task = load_task("demo-topic", limit=8)
+    short = TrainSettings(max_steps=1, limit=8, curvature_rows=0, method="seqlora")
+    earlier = []
+    for seed in range(2):
+        own = short.model_copy(update={"seed": seed})
+        train_task(base, Assignment(f"e{seed}", [task]), own, tmp_path / f"e{seed}")
+        earlier.append(read_adapter(tmp_path / f"e{seed}"))
+    first = Assignment("t", [task], 1, earlier=[earlier[0]])
+    others = [
+        replace(first, earlier=[earlier[1]]), replace(first, order_index=2),
+        replace(first, earlier=[]),
+    ]  # fmt: skip
+    folders = [
+        task_module._checkpoint_folder(base, one, short, tmp_path / "t") for one in (first, *others)
+    ]
+    assert len({*folders}) == 4
+    # How a run is scored is no part of how it is trained.
+    run = {**short.model_dump(by_alias=True), "per_device_eval_batch_size": 2, "cells": "figures"}
+    asked = RunSettings.model_validate(run)
+    assert task_module._checkpoint_folder(base, first, asked, tmp_path / "t") == folders[0]
+
+
+def test_any_seed_of_32_bits_trains(tiny_llama: Path, tmp_path: Path) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    task = load_task("demo-topic", limit=8)
+    settings = TrainSettings(max_steps=1, limit=8, curvature_rows=0, seed=2**32 - 1)
+    manifest = train_task(base, Assignment("t", [task], 3), settings, tmp_path / "t")
+    assert manifest["seed"] == 2**32 - 1

@@ -58,3 +58,20 @@ def test_muon_refuses_what_is_no_matrix(tmp_path: Path, tiny_llama: Path) -> Non
             base, torch.nn.Conv2d(2, 2, 3), [], TrainSettings(optim="muon"), seed=0,
             checkpoints=tmp_path,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine"])
+def test_every_schedule_warms_up(scheduler: str, tmp_path: Path, tiny_llama: Path) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    settings = TrainSettings(
+        lr_scheduler_type=scheduler, warmup_steps=4, max_steps=8, learning_rate=1.0,  # type: ignore[arg-type]
+    )  # fmt: skip
+    model = torch.nn.Linear(2, 2)
+    trainer = build_trainer(base, model, [], settings, seed=0, checkpoints=tmp_path)
+    trainer.create_optimizer_and_scheduler(8)
+    rates = []
+    for _ in range(5):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])  # type: ignore[union-attr]
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()  # type: ignore[union-attr]
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.75, 1])
