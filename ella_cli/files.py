@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import tempfile
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +25,6 @@ from ella_cli.errors import StorageError
 
 # Read in pieces that stay in the L2 cache.
 _HASH_CHUNK_BYTES = 1 << 20
-
-# Unicode's controls, surrogates, and separators of lines and paragraphs.
-_UNNAMEABLE = {"Cc", "Cs", "Zl", "Zp"}
 
 
 @contextmanager
@@ -91,14 +87,6 @@ def new_folder(path: Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def is_nameable(text: str) -> bool:
-    """Whether a name has no control character, no line break and no half of a character.
-
-    What a stranger's file names is shown on terminals and written into files.
-    """
-    return not any(unicodedata.category(one) in _UNNAMEABLE for one in text)
 
 
 def behind_links(path: Path) -> Path:

@@ -19,8 +19,9 @@ from ella_cli.adapter.lora_config import LoraSettings
 from ella_cli.adapter.tensor_file import FLOATS, TensorFile, bytes_of, dtype_name
 from ella_cli.adapter.tensor_header import Entry
 from ella_cli.errors import AdapterError, StorageError
-from ella_cli.files import is_nameable, read_json
+from ella_cli.files import read_json
 from ella_cli.manifest import read_manifest
+from ella_cli.names import is_nameable, nameable
 
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\."
@@ -276,8 +277,7 @@ def _task(manifest: Mapping[str, Any] | None, path: Path) -> str:
     task = manifest.get("task") if manifest is not None else None
     if not task or not isinstance(task, str):
         # What a folder's name has beside text shows as question marks.
-        name = os.fsencode(path.resolve().name).decode(errors="replace")
-        return "".join(one if is_nameable(one) else "?" for one in name)
+        return nameable(os.fsencode(path.resolve().name).decode(errors="replace"))
     if not is_nameable(task) or len(task) > _TASK_LIMIT:
         raise AdapterError(
             f"{path}: its ella.json names the task {task[:60]!a}",

@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ella_cli.adapter.adapter import layers_in_order
 from ella_cli.adapter.tensor_header import Entry
 from ella_cli.errors import AdapterError, EllaError
-from ella_cli.files import is_nameable
+from ella_cli.names import is_nameable
 
 METADATA_KEY = "ella_curvature"
 # 2 is 1 with floors, 3 has directions too: a reader of less would leave out part of what protects.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ella_cli.files import is_nameable
+from ella_cli.names import is_nameable
 
 # Floats are computed with; what else a base model's file may hold is only copied.
 ITEM_BYTES: Mapping[str, int] = MappingProxyType(

@@ -150,7 +150,7 @@ def _explain_command_line(error: Any) -> int:
 
 
 def _say(message: str, hint: str | None) -> None:
-    stderr = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
+    stderr = PlainConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     stderr.print(f"[red]error:[/] {escape(message)}")
     if hint:
         stderr.print(f"[dim]next:[/]  {escape(hint)}")

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from ella_cli import processes
+from ella_cli.names import nameable
 
 JsonOption = Annotated[
     bool,
@@ -97,12 +97,7 @@ class PlainConsole(Console):
 
 def printable(text: str) -> str:
     """The text with a question mark for each control character but line breaks and tabs."""
-    if text.isprintable():
-        return text
-    return "".join(
-        "?" if unicodedata.category(one) in {"Cc", "Cs"} and one not in "\n\t" else one
-        for one in text
-    )
+    return nameable(text, keep="\n\t")
 
 
 def _finite(value: Any) -> Any:

@@ -15,9 +15,8 @@ product equals. Each U, V and R is read twice: about 8 K R (M + N) flops a modul
 all and 4 D K'² for D directions in K' columns; beside them only (K, R) and (R, K) are kept.
 
 Modules of equal shape are one batched product; its tasks are padded to the most columns, its LoRA
-pairs to the largest rank. B takes
-part as Bᵀ: on the CPU a few rows times a wide matrix are more than twice as fast as a tall matrix
-times a few columns.
+pairs to the largest rank. B takes part as Bᵀ: on the CPU a few rows times a wide matrix are more
+than twice as fast as a tall matrix times a few columns.
 
 Source: Martens & Grosse 2015 (Kronecker-factored curvature), Ritter et al. 2018 (in continual
 learning); docs/method.md derives the form for LoRA, and the directions.

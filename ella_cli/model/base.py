@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ella_cli import processes
 from ella_cli.errors import ModelError, SettingsError
-from ella_cli.files import is_nameable
 from ella_cli.model.source import model_errors, resolve_source
+from ella_cli.names import is_nameable
 from ella_cli.tasks.batches import IGNORED, Collator, Encoder
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no end token", hint="set eos_token in it")
-    known = model.get_input_embeddings().num_embeddings
+    known = config.get_text_config().vocab_size
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= known:
         # Any token will do under the mask, if the model has it.
         tokenizer.pad_token = tokenizer.eos_token

@@ -216,20 +216,19 @@ def energy_of(
     """
     known = EnergyKind() if old is None else old.record.energy
     try:
-        # 0 tasks and a decay by 1 are no window and no decay: how either is undone.
-        kind = EnergyKind(
+        kind = EnergyKind.asked(
             known.kind if energy is None else energy,
-            known.last if last is None else last or None,
-            known.decay if decay is None else None if decay == 1 else decay,
+            known.last if last is None else last,
+            known.decay if decay is None else decay,
         )
     except ValueError as error:
         raise SettingsError(
             str(error), hint="give --last 1 or more, or 0 for all; --decay between 0 and 1"
         ) from error
-    if old is None or kind == known:
+    if old is None:
         return kind
-    if kind == EnergyKind(known.kind, known.last, None if known.decay == 1 else known.decay):
-        # A decay by 1, as it was once written down: there is nothing to change.
+    if kind == EnergyKind.asked(known.kind, known.last, known.decay):
+        # A decay by 1 was once written down; the file keeps it.
         return known
     if old.store == "dense" and not (kind.is_plain and known.is_plain):
         raise PastError(

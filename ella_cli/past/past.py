@@ -54,7 +54,7 @@ class Past:
             ShapeError: two adapters disagree about a module's shape.
             NonFiniteError: a factor holds NaN or infinity.
         """
-        kind = EnergyKind(energy or usual_energy(adapters), last, decay)
+        kind = EnergyKind.asked(energy or usual_energy(adapters), last, decay)
         found = {adapter.digest: read_curvature(adapter) for adapter in adapters}
         curvatures = tuple(one for one in found.values() if one is not None)
         record = Record(

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ella_cli.adapter import Layer
 from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.errors import PastError
-from ella_cli.files import is_nameable
+from ella_cli.names import is_nameable
 
 Store = Literal["factored", "dense"]
 Energy = Literal["sum", "abs", "rss", "curvature"]
@@ -109,6 +109,11 @@ class EnergyKind:
             raise ValueError("last is not a positive number of tasks")
         if self.decay is not None and not 0 < self.decay <= 1:
             raise ValueError("decay is not in (0, 1]")
+
+    @classmethod
+    def asked(cls, kind: Energy, last: int | None, decay: float | None) -> EnergyKind:
+        """As options say it: a window of 0 tasks is none, and a decay by 1 is none."""
+        return cls(kind, last or None, None if decay == 1 else decay)
 
     @property
     def is_plain(self) -> bool:

@@ -119,8 +119,7 @@ def make_plan(
     played = play_step(skeleton, batch, device=device.type)
     method = METHODS[settings.method]
     earlier = count - 1 if method.summed else 0
-    decay = None if settings.decay == 1 else settings.decay
-    energy = EnergyKind(settings.energy or "sum", settings.last, decay)
+    energy = EnergyKind.asked(settings.energy or "sum", settings.last, settings.decay)
     stores: tuple[Store, Store] = ("factored", "dense")
     pasts = tuple(
         held_past(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ella_cli import files, processes
 from ella_cli.adapter import Adapter
 from ella_cli.adapter.curvature_file import CURVATURE, read_curvature
+from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.config import CurvatureFields, RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.manifest import MANIFEST
@@ -39,8 +41,10 @@ def take_first_stage(
         SettingsError: the other run's first stage is not finished, or would not be the same.
         StorageError: it cannot be read, or ours not written.
     """
-    if METHODS[settings.method].joint:
+    method = METHODS[settings.method]
+    if method.joint:
         raise SettingsError("--method joint has one stage, of all tasks", hint="drop --first-stage")
+    measures = method.measures(settings.curvature_rows)
     name = stage_name(0, task)
     source = RunFolder(other)
     with processes.main_first():
@@ -53,7 +57,7 @@ def take_first_stage(
                 hint="name the folder of a run that begins with the same task",
             )
         theirs, ours = (_deciding(one, task) for one in (source, run))
-        if not settings.curvature_rows:
+        if not measures:
             # A stage with its curvature merely has more than is asked for.
             for one in (theirs, ours):
                 for field in CurvatureFields.model_fields:
@@ -68,17 +72,8 @@ def take_first_stage(
                     f"{theirs.get(what)}, here {ours.get(what)}",
                     hint="leave --first-stage out to train it here",
                 )
-        measures = bool(settings.curvature_rows) and METHODS[settings.method].summed
-        if measures and read_curvature(stage) is None:
-            raise SettingsError(
-                f"the first stage of {other} has no curvature, which this run protects by or keeps",
-                hint="leave --first-stage out, or give --curvature-rows 0",
-            )
-        if measures and _was_measured_anew(stage):
-            raise SettingsError(
-                f"the first stage of {other} was measured anew since it was trained",
-                hint="leave --first-stage out to train it here",
-            )
+        if measures:
+            _check_curvature(stage, other)
         progress.note(f"{name} taken from {other}")
         # Scores go first: once the stage is there, they are not looked for again.
         for part in ("scores/base", f"scores/{name}", f"stages/{name}"):
@@ -94,19 +89,33 @@ def has_first_stage(run: Path) -> bool:
     return any(run.glob(f"stages/01-*/{MANIFEST}"))
 
 
-def _was_measured_anew(stage: Adapter) -> bool:
-    """Whether the curvature beside it is another than the one its training ended with."""
-    trained, found = (stage.manifest or {}).get("curvature"), read_curvature(stage)
-    if not isinstance(trained, dict) or found is None:
-        return False
+def _check_curvature(stage: Adapter, other: Path) -> None:
+    """
+    Raises:
+        SettingsError: it has none, or another than the one its training ended with.
+    """
+    found = read_curvature(stage)
+    if found is None:
+        raise SettingsError(
+            f"the first stage of {other} has no curvature, which this run protects by or keeps",
+            hint="leave --first-stage out, or give --curvature-rows 0",
+        )
+    trained = (stage.manifest or {}).get("curvature")
+    if isinstance(trained, dict) and not _is_of(trained, found.record):
+        raise SettingsError(
+            f"the first stage of {other} was measured anew since it was trained",
+            hint="leave --first-stage out to train it here",
+        )
+
+
+def _is_of(trained: Mapping[str, Any], now: CurvatureRecord) -> bool:
+    """Whether a manifest's facts are of this curvature."""
     if trained.get("measured"):
-        return bool(trained["measured"] != found.record.digest)
-    now = found.record
+        return bool(trained["measured"] == now.digest)
     # What an older ella measured counts in full, and has no contrast.
     then = (trained.get("importance", 1.0), trained.get("contrast"))
-    return (now.rows, now.tokens) != (trained.get("rows"), trained.get("tokens")) or then != (
-        now.importance, now.contrast,
-    )  # fmt: skip
+    rows = (trained.get("rows"), trained.get("tokens"))
+    return rows == (now.rows, now.tokens) and then == (now.importance, now.contrast)
 
 
 def _deciding(run: RunFolder, task: str) -> dict[str, Any]:

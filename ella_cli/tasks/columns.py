@@ -8,6 +8,7 @@ from string import Formatter
 from typing import Any
 
 from ella_cli.errors import TaskError
+from ella_cli.names import has_half_characters
 from ella_cli.tasks.records import Record
 from ella_cli.tasks.rows import Row
 from ella_cli.tasks.spec import Columns
@@ -165,7 +166,7 @@ def _checked(text: str, answer: str, record: Record, path: Path) -> Row:
             raise TaskError(
                 f"{path}, {record.place}: the {what} is empty", hint="fill it in or drop the row"
             )
-        if not value.isascii() and any("\ud800" <= one <= "\udfff" for one in value):
+        if has_half_characters(value):
             raise TaskError(
                 f"{path}, {record.place}: the {what} holds half a character (a lone surrogate)",
                 hint="it was cut in the middle of an emoji; take it out",

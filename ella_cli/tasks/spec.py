@@ -21,7 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ella_cli.errors import TaskError
-from ella_cli.files import is_nameable
+from ella_cli.names import has_half_characters, is_nameable
 
 Metric = Literal["accuracy", "rouge-l", "edit-similarity", "sari"]
 Compare = Literal["exact", "first-letter"]
@@ -117,7 +117,7 @@ class TaskSpec:
                 hint="use letters, digits, - and _",
             )
         said = (self.instruction, self.title, *self.labels, *self.text_head, *self.text_tail)
-        halved = next((one for one in said if any("\ud800" <= c <= "\udfff" for c in one)), None)
+        halved = next(filter(has_half_characters, said), None)
         if halved is not None:
             raise TaskError(
                 f"task {self.name!r}: {halved[:40]!r} holds half a character (a lone surrogate)",

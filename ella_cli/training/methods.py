@@ -74,6 +74,10 @@ class Method:
         """
         return self.name in SUMMED_METHODS
 
+    def measures(self, curvature_rows: int) -> bool:
+        """Whether a stage ends with its curvature measured: only what is summed can protect it."""
+        return self.summed and curvature_rows > 0
+
 
 def ella_penalty(now: Situation) -> Penalty | None:
     """‖ΔW ⊙ W_past‖²_F over all modules, or what the curvature of the past tasks predicts.

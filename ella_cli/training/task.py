@@ -93,7 +93,7 @@ def train_task(
             mixed = [*rows, *encode_rows(base, assignment.replayed, settings)]
             trainer = _trainer(base, model, mixed, assignment, settings, checkpoints, progress)
             _note_unprotected(assignment, settings, progress)
-            measures = bool(settings.curvature_rows) and method.summed
+            measures = method.measures(settings.curvature_rows)
             if measures:
                 # Measuring can fail where training did not: a last checkpoint comes before it.
                 check_measurable(base, lora_layers(model))
