@@ -6,6 +6,7 @@ runs/o1/wpast.safetensors        the past after the last finished stage
 runs/o1/scores/01-dbpedia/*.json one cell of the matrix a file
 runs/o1/results.json             the matrix and its metrics
 runs/o1/report.html              what people look at
+runs/o1/.run.lock                held while a process is at work here
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ class RunPaths:
     @property
     def record(self) -> Path:
         return self.path / "run.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".run.lock"
 
     @property
     def stages(self) -> Path:

@@ -4,11 +4,14 @@ bf16 weights are made as bf16(W0 + W_past) from the fp32 sum. Adding task after 
 weights would round once a task; so the pristine W0 of the touched modules is kept (a few
 megabytes for q and v), and every fold starts from it.
 
-A quantised base has no weights to add to; there the past is a frozen branch beside the module.
+Where adding to the weights would not do, the past is a frozen branch beside the module: a quantised
+base has none to add to, and a weight that several modules share (embeddings and the head of many
+models) would carry the past of one into the others.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from types import TracebackType
 
@@ -30,6 +33,9 @@ class Fold:
         self._model = model
         self._pristine: dict[str, Tensor] = {}
         self._branches: list[torch.utils.hooks.RemovableHandle] = []
+        weights = [getattr(module, "weight", None) for module in model.modules()]
+        users = Counter(id(weight) for weight in weights if weight is not None)
+        self._shared = {weight for weight, count in users.items() if count > 1}
 
     def set(self, names: Iterable[str], delta: Deltas) -> None:
         """Makes the model W0 + delta on the modules `names`, and W0 elsewhere.
@@ -41,7 +47,7 @@ class Fold:
         self.clear()
         for name in names:
             module = self._module(name)
-            if _is_quantised(module):
+            if _is_quantised(module) or self._is_shared(module):
                 self._branch(module, name, delta(name))
             else:
                 self._fold(module, name, delta(name))
@@ -96,12 +102,23 @@ class Fold:
             whole = self._pristine[name].float() + oriented.to(weight.device)  # as weight, f32
             weight.copy_(whole)
 
+    def _is_shared(self, module: nn.Module) -> bool:
+        return id(_weight(module)) in self._shared
+
     def _branch(self, module: nn.Module, name: str, delta: Tensor) -> None:
-        wanted = (int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
+        if isinstance(module, nn.Embedding):
+            wanted = (module.embedding_dim, module.num_embeddings)
+        else:
+            wanted = (int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
         _check_shape(name, wanted, tuple(delta.shape))
 
         def add_past(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0]
+            if isinstance(module, nn.Embedding):
+                # Some models scale what they look up, the past with it.
+                scale = getattr(module, "embed_scale", 1.0)
+                looked_up = nn.functional.embedding(x, delta.T.to(x.device, output.dtype))
+                return output + scale * looked_up
             return output + nn.functional.linear(x, delta.to(x.device, x.dtype))
 
         self._branches.append(module.register_forward_hook(add_past))

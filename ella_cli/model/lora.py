@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +40,12 @@ def attach_lora(base: Base, settings: LoraFields, *, seed: int) -> PeftModel:
         fan_in_fan_out=base.model.config.model_type == "gpt2",
     )
     try:
-        model = get_peft_model(base.model, config)
+        with warnings.catch_warnings():
+            # Where embeddings and head share a weight, `Fold` and `ella export` keep them apart.
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+            # GPT-2's head is no Conv1D; PEFT takes it for what it is.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True")
+            model = get_peft_model(base.model, config)
     except ValueError as error:
         raise ModelError(
             f"cannot put LoRA on {base.source}: {str(error).splitlines()[0]}",

@@ -51,8 +51,8 @@ def run_order(
         command: what the user typed, for the record.
 
     Raises:
-        SettingsError: the folder belongs to another run, `first_stage` is another stage, or a
-            later stage would fail for what is set.
+        SettingsError: the folder belongs to another run or another command is at work there,
+            `first_stage` is another stage, or a later stage would fail for what is set.
         EllaError: whatever a task, the model, an adapter or the past has against it.
     """
     run = RunFolder(folder)
@@ -71,12 +71,14 @@ def run_order(
         # They decide the global batch.
         "processes": processes.count(),
     }
-    with processes.main_first():
-        run.claim(settings, [task.spec.name for task in tasks], command, facts)
-    if first_stage is not None:
-        take_first_stage(run, first_stage, tasks[0].spec.name, settings, progress)
-    adapters = train_stages(run, base, tasks, settings, progress)
-    return score_run(run, base, tasks, adapters, settings, evaluation_of(settings), alone, progress)
+    with run.at_work():
+        with processes.main_first():
+            run.claim(settings, [task.spec.name for task in tasks], command, facts)
+        if first_stage is not None:
+            take_first_stage(run, first_stage, tasks[0].spec.name, settings, progress)
+        adapters = train_stages(run, base, tasks, settings, progress)
+        scored_by = evaluation_of(settings)
+        return score_run(run, base, tasks, adapters, settings, scored_by, alone, progress)
 
 
 def check_run(settings: RunSettings, order: Sequence[str]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from ella_cli import files
+from ella_cli import files, processes
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
@@ -32,6 +34,33 @@ _FACTS = {
 @dataclass(frozen=True)
 class RunFolder(RunPaths):
     """One run: its paths, its record and its finished stages."""
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Keeps the folder to this command; the system lets go of it when the process ends.
+
+        Raises:
+            SettingsError: another command is at work here.
+            StorageError: the folder cannot be written.
+        """
+        if not processes.is_main():
+            # The main process holds it for all.
+            yield
+            return
+        with files.storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.lock)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise SettingsError(
+                    f"another command is at work in {self.path}",
+                    hint="wait until it has finished, or give another --output-dir",
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def adapter(self, index: int, name: str) -> Adapter | None:
         """The adapter of a finished stage, None before it is trained."""

@@ -12,7 +12,7 @@ from ella_cli.config import LoraFields
 from ella_cli.errors import ModelError, ShapeError
 from ella_cli.model.base import Base, fingerprint, load_base
 from ella_cli.model.fold import Fold
-from ella_cli.model.lora import attach_lora, detach_lora, lora_layers
+from ella_cli.model.lora import attach_lora, detach_lora, lora_layers, lora_pair
 
 
 def _deltas(base: Base) -> dict[str, Tensor]:
@@ -82,6 +82,36 @@ def test_beside_a_quantised_module_the_past_is_a_branch() -> None:
         fold.set(["q"], lambda _: delta)
         torch.testing.assert_close(model["q"](x), plain + x @ delta.T)
     assert torch.equal(model["q"](x), plain)
+
+
+@pytest.mark.parametrize("module", ["transformer.wte", "lm_head"])
+def test_a_weight_that_modules_share_carries_the_past_of_none_into_another(
+    tiny_gpt2: Path, module: str
+) -> None:
+    """The model with LoRA on one of the two, and the same update as a past, answer alike."""
+    base = _base(tiny_gpt2, "float32")
+    head = base.model.get_output_embeddings()
+    assert head is not None
+    assert head.weight is base.model.get_input_embeddings().weight
+    ids = torch.arange(12).reshape(2, 6)
+    plain = base.model(input_ids=ids).logits
+    fields = LoraFields(target_modules=(module.rpartition(".")[2],), lora_dropout=0)
+    model = attach_lora(base, fields, seed=0)
+    b, a, scale = lora_pair(lora_layers(model)[module])
+    with torch.no_grad():
+        for factor in (b, a):
+            factor.normal_(std=0.1)
+        trained = model(input_ids=ids).logits
+    delta = scale * b.detach() @ a.detach()
+    detach_lora(model)
+    with Fold(base.model) as fold:
+        fold.check(module, tuple(delta.shape))
+        fold.set([module], lambda _: delta)
+        torch.testing.assert_close(base.model(input_ids=ids).logits, trained)
+        with pytest.raises(ShapeError, match=module):
+            fold.set([module], lambda _: delta[:, :-1])
+    assert not torch.allclose(trained, plain)
+    assert torch.equal(base.model(input_ids=ids).logits, plain)
 
 
 def test_a_past_of_another_model_is_refused(tiny_llama: Path) -> None:

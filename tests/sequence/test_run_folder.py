@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,25 @@ def test_a_run_from_before_importance_goes_on_where_it_is_one(tmp_path: Path) ->
     with pytest.raises(SettingsError, match=r"its importance is 1\.0, now it is auto"):
         _claim(tmp_path / "run", importance="auto")
     _claim(tmp_path / "run")
+
+
+def test_a_folder_is_worked_in_by_one_command_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    hold = (
+        "import sys; from pathlib import Path; from ella_cli.sequence import RunFolder\n"
+        f"with RunFolder(Path({str(folder)!r})).at_work(): print('held', flush=True); input()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=pipe, stdout=pipe, text=True) as one:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "held\n"
+        busy = pytest.raises(SettingsError, match="another command is at work in")
+        with busy, RunFolder(folder).at_work():
+            pass
+        # Killed, it has no chance to let go of it.
+        one.kill()
+    with RunFolder(folder).at_work():
+        pass
 
 
 def test_what_decides_no_result_may_change(tmp_path: Path) -> None:
