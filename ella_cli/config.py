@@ -140,7 +140,7 @@ class OptimFields(Settings):
     warmup_steps: float = _field(
         0, "Steps of warm-up; below 1 it is a share of all steps.", panel="Training", ge=0
     )
-    weight_decay: float = _field(0.0, "AdamW's weight decay.", panel="Training", ge=0)
+    weight_decay: float = _field(0.0, "The optimizer's weight decay.", panel="Training", ge=0)
     max_grad_norm: float = _field(
         1.0, "Gradients are clipped to this norm.", panel="Training", gt=0
     )

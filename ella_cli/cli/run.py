@@ -12,6 +12,7 @@ import typer
 from ella_cli.cli.options import DryRunOption, takes_settings
 from ella_cli.cli.output import JsonOption, Output, QuietOption, VerboseOption
 from ella_cli.config import RunSettings
+from ella_cli.unused import unused_settings
 
 SingleOption = Annotated[
     Path | None,
@@ -64,6 +65,8 @@ def run(
     from ella_cli.cli.train import print_settings
 
     output = Output(as_json, quiet, verbose)
+    for note in unused_settings(settings):
+        output.warn(note)
     if dry_run:
         from ella_cli.sequence.run import check_run
         from ella_cli.tasks import resolve_order

@@ -12,6 +12,7 @@ import typer
 from ella_cli.cli.options import DryRunOption, takes_settings
 from ella_cli.cli.output import JsonOption, Output, QuietOption, VerboseOption
 from ella_cli.config import RunSettings
+from ella_cli.unused import unused_settings
 
 
 @takes_settings(RunSettings, without=("lam",))
@@ -75,6 +76,8 @@ def sweep(
 
     output = Output(as_json, quiet, verbose)
     points = points_of(lambdas, seeds, settings)
+    for note in unused_settings(settings):
+        output.warn(note)
     if dry_run:
         from ella_cli.cli.train import print_settings
 

@@ -12,6 +12,7 @@ from ella_cli.cli.options import DryRunOption, takes_settings
 from ella_cli.cli.output import JsonOption, Output, QuietOption, VerboseOption
 from ella_cli.config import TrainSettings
 from ella_cli.errors import SettingsError
+from ella_cli.unused import unused_settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,6 +58,8 @@ def train(
       ella train --task amazon --past wpast.safetensors --data data -o adapters/amazon
     """
     output = Output(as_json, quiet, verbose)
+    for note in unused_settings(settings):
+        output.warn(note)
     if dry_run:
         print_settings(output, settings, task=task, past=past, output_dir=output_dir)
         return

@@ -12,11 +12,12 @@ measure.py     the curvature of a stage that is trained already
 from ella_cli.sequence.evaluate import evaluate_adapters, evaluate_past, evaluate_run
 from ella_cli.sequence.first_stage import has_first_stage
 from ella_cli.sequence.loading import ground_of, load_tasks
-from ella_cli.sequence.run import run_order
+from ella_cli.sequence.run import check_run, run_order
 from ella_cli.sequence.run_folder import RunFolder
 
 __all__ = [
     "RunFolder",
+    "check_run",
     "evaluate_adapters",
     "evaluate_past",
     "evaluate_run",

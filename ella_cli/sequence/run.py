@@ -26,10 +26,11 @@ from ella_cli.sequence.run_folder import RunFolder, method_of, stage_names
 from ella_cli.sequence.score import evaluation_facts, score_run
 from ella_cli.tasks import Task, resolve_order
 from ella_cli.training.assignment import Assignment
+from ella_cli.training.checks import check_frames, check_modules
 from ella_cli.training.methods import Method
 from ella_cli.training.replay import kept_rows
 from ella_cli.training.strength import check_strengths
-from ella_cli.training.task import check_frames, train_task
+from ella_cli.training.task import train_task
 
 
 def run_order(
@@ -64,6 +65,7 @@ def run_order(
     alone = single_rows(single, tasks, scored) if single else None
     for note in check_frames(base(), tasks, settings, generated=settings.decode == "generate"):
         progress.warn(note)
+    check_modules(base(), settings)
     facts = {
         "base": {"model": settings.model, "fingerprint": base().fingerprint},
         "data_fingerprints": {task.spec.name: task.fingerprint for task in tasks},

@@ -112,11 +112,14 @@ def _claim(folder: Path, name: str) -> None:
 
 
 def _check_tasks(base: RunSettings, points: Sequence[Point], progress: Progress) -> None:
-    """Data that no run could use should stop the sweep, not fail every run of it."""
-    from ella_cli.sequence import load_tasks
+    """What no run could use should stop the sweep, not fail a run of it hours later."""
+    from ella_cli.sequence import check_run, load_tasks
     from ella_cli.tasks import resolve_order
 
-    load_tasks(resolve_order(base.order), points[0].settings(base), progress)
+    order = resolve_order(base.order)
+    for point in points:
+        check_run(point.settings(base), order)
+    load_tasks(order, points[0].settings(base), progress)
 
 
 def _work_together(job: Job, count: int, study: Study, progress: Progress) -> None:

@@ -96,11 +96,17 @@ def check_strengths(settings: TrainSettings, stages: int) -> None:
         stages: how many are to be trained, one after another.
 
     Raises:
-        SettingsError: a list of λ that is too short, `auto` for a method that has no such rule, or
-            curvature to be protected and not to be measured.
+        SettingsError: a list of λ that is too short, `auto` for a method that has no such rule,
+            O-LoRA's second weight without its first, or curvature to be protected and not to be
+            measured.
     """
     for index in range(stages):
-        given_strength(settings, index)
+        found = given_strength(settings, index)
+        if settings.method == "olora" and settings.olora_l2 and found == Strength(0.0):
+            raise SettingsError(
+                "--olora-l2 with --lambda 0: the second weight is taken beside the first",
+                hint="give a --lambda above 0, such as 1e-6, or leave --olora-l2 out",
+            )
     penalised = METHODS[settings.method].penalty is ella_penalty and stages > 1
     if penalised and settings.energy == "curvature" and not settings.curvature_rows:
         raise SettingsError(

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ella_cli import files, processes
 from ella_cli.config import CurvatureFields, DataFields, TrainSettings
 from ella_cli.curvature import Measured
-from ella_cli.errors import NonFiniteError, TaskError
+from ella_cli.errors import NonFiniteError
 from ella_cli.manifest import MANIFEST
 from ella_cli.model.base import Base
 from ella_cli.model.fold import Fold
 from ella_cli.model.lora import attach_lora, detach_lora, lora_layers
 from ella_cli.penalty import CurvaturePenalty
 from ella_cli.progress import SILENCE, Progress
-from ella_cli.tasks import Row, Task, build_prompt
+from ella_cli.tasks import Task, build_prompt
 from ella_cli.training.assignment import (
     Assignment,
     energy_in_force,
@@ -48,10 +48,6 @@ from ella_cli.training.trainer import (
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-
-# Tokens of text below which a prompt has hardly any.
-_LITTLE_ROOM = 32
 
 
 def train_task(
@@ -153,35 +149,6 @@ def encode_rows(
         for task in tasks
         for row in task.train
     ]
-
-
-def check_frames(
-    base: Base, tasks: Sequence[Task], settings: DataFields, *, generated: bool
-) -> list[str]:
-    """Notes on tasks whose prompts leave little room for their text.
-
-    Args:
-        generated: whether answers will be, or labels be ranked.
-
-    Raises:
-        TaskError: what is always in a task's prompt is longer than the model may read, or a label
-            longer than an answer.
-    """
-    encoder = base.encoder(settings.max_source_length, settings.max_target_length)
-    notes = []
-    for task in tasks:
-        encoder.check_labels(task.spec.name, task.spec.labels, generated=generated)
-        frame = build_prompt(task.spec, Row("", ""), header=settings.header)
-        try:
-            left = encoder.max_source - len(encoder.prompt(frame))
-        except TaskError as error:
-            raise TaskError(f"{task.spec.name}: {error.message}", hint=error.hint) from error
-        if left < _LITTLE_ROOM:
-            notes.append(
-                f"{task.spec.name}: instruction and options leave {left} of {encoder.max_source} "
-                "prompt tokens for the text; see --max-source-length"
-            )
-    return notes
 
 
 def _with_lora(

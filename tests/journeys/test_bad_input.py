@@ -286,7 +286,18 @@ def test_no_room_for_a_past(refused: Refused, here: Path) -> None:
 def test_no_room_for_a_run(refused: Refused, here: Path, tiny_llama: Path) -> None:
     run = ("run", "--order", "tasks/colours", "--model", tiny_llama, *SHORT, "-q", "-o", "run")
     assert "run.json" in refused(*run, **_full_after(256), leaves=("run",))
-    assert not any((here / "run").rglob("*"))
+    assert [path.name for path in (here / "run").rglob("*")] == [".run.lock"]
+
+
+@pytest.mark.parametrize(
+    ("modules", "words"),
+    [("q_proj,lm_head", "whose curvature cannot"), ("q_proj,vproj", "has no module vproj")],
+)
+def test_modules_that_cannot_be_adapted_leave_no_run_behind(
+    refused: Refused, here: Path, tiny_llama: Path, modules: str, words: str
+) -> None:
+    run = ("run", "--order", "tasks/colours", "--model", tiny_llama, *SHORT, "-q", "-o", "run")
+    assert words in refused(*run, "--target-modules", modules)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def test_what_is_given_is_taken_task_by_task() -> None:
         ({"lambda": "0,1"}, 3, "names 2 values, and this is task 3"),
         ({"lambda": "auto", "method": "olora"}, 1, "not for olora"),
         ({"energy": "curvature", "curvature_rows": 0}, 2, "nothing would be measured"),
+        ({"lambda": 0, "method": "olora", "olora_l2": 0.1}, 1, "taken beside the first"),
     ],
 )
 def test_what_a_later_stage_would_fail_for_is_said_before_the_first(
@@ -88,6 +89,7 @@ def test_what_a_later_stage_would_fail_for_is_said_before_the_first(
         check_strengths(TrainSettings.model_validate(settings), stages)
     check_strengths(TrainSettings.model_validate({"lambda": "0,1,auto"}), 3)
     check_strengths(TrainSettings(energy="sum", curvature_rows=0), 3)
+    check_strengths(TrainSettings.model_validate({"lambda": 0, "method": "olora"}), 3)
     check_strengths(TrainSettings(energy="curvature", curvature_rows=0), 1)
 
 

@@ -1,0 +1,54 @@
+"""Settings that were given and change nothing beside the others: said, not refused.
+
+One run.yaml serves several methods, so what one of them makes nothing of is no mistake by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ella_cli.config import SUMMED_METHODS, TrainSettings
+
+_WEIGHED = {"ella", "olora"}
+
+
+def unused_settings(settings: TrainSettings) -> list[str]:
+    """One sentence for each setting that was given and has no effect."""
+    known = type(settings).model_fields
+    return [
+        f"--{(known[name].alias or name).replace('_', '-')} changes nothing here: {reason}"
+        for name, reason in _reasons(settings)
+        if name in settings.model_fields_set
+    ]
+
+
+def _reasons(settings: TrainSettings) -> Iterator[tuple[str, str]]:
+    """Names of settings that have no effect beside the others, each with why."""
+    method = settings.method
+    if method not in _WEIGHED:
+        if settings.lam != 0:
+            yield "lam", f"{method} has no penalty"
+        yield "rho", f"{method} has no penalty"
+    elif method == "olora":
+        yield "rho", "it is a rule for method ella"
+    elif not _finds_lambda(settings):
+        yield "rho", "--lambda is given as a number"
+    if method != "olora":
+        yield "olora_l2", f"it is a weight of olora, and the method is {method}"
+    if method != "replay":
+        yield "replay_share", f"{method} learns no old rows again"
+    if method not in SUMMED_METHODS:
+        for name in ("energy", "last", "decay"):
+            yield name, f"{method} adds no updates up, so nothing is protected"
+        for name in ("curvature_rows", "energy_rank", "importance"):
+            yield name, f"{method} measures no curvature"
+    elif not settings.curvature_rows:
+        for name in ("energy_rank", "importance"):
+            yield name, "with --curvature-rows 0 no curvature is measured"
+    if settings.max_steps is not None:
+        yield "num_train_epochs", "--max-steps says how long a task is trained"
+
+
+def _finds_lambda(settings: TrainSettings) -> bool:
+    lam = settings.lam
+    return lam in (None, "auto") or (isinstance(lam, tuple) and "auto" in lam)
