@@ -62,9 +62,13 @@ def take_first_stage(
             for one in (theirs, ours):
                 for field in CurvatureFields.model_fields:
                     del one[field]
+        # An older ella did not note these.
         if None in (theirs["task_digest"], ours["task_digest"]):
-            # An older ella did not note it.
             del theirs["task_digest"], ours["task_digest"]
+        asked = None in (theirs["precision"], ours["precision"])
+        for one in (theirs, ours):
+            # What the weights were, not how that was asked for, where it is known.
+            del one["precision" if asked else "dtype"]
         for what in sorted(theirs.keys() | ours.keys()):
             if theirs.get(what) != ours.get(what):
                 raise SettingsError(
@@ -132,5 +136,6 @@ def _deciding(run: RunFolder, task: str) -> dict[str, Any]:
         "base": record["base"].get("fingerprint"),
         "data_fingerprint": record["data_fingerprints"].get(task),
         "task_digest": (record.get("task_digests") or {}).get(task),
+        "precision": record.get("precision"),
         "processes": record.get("processes", 1),
     }

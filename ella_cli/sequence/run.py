@@ -70,6 +70,8 @@ def run_order(
         "base": {"model": settings.model, "fingerprint": base().fingerprint},
         "data_fingerprints": {task.spec.name: task.fingerprint for task in tasks},
         "task_digests": {task.spec.name: task.spec.digest for task in tasks},
+        # What --dtype auto was here; on another machine it may be something else.
+        "precision": str(base().model.dtype).removeprefix("torch."),
         # They decide the global batch.
         "processes": processes.count(),
     }

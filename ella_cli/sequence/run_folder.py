@@ -159,13 +159,16 @@ class RunFolder(RunPaths):
             "processes": 1,
             # What an older ella measured counts in full.
             "importance": 1.0,
-            # An older ella did not note how prompts and scores are made.
+            # An older ella did not note how prompts and scores are made, nor what auto became.
             "task_digests": facts.get("task_digests"),
+            "precision": facts.get("precision"),
             **theirs["settings"],
             **{n: theirs[n] for n in facts if n in theirs},
         }
+        # Where it is known what the weights were, it does not matter how that was asked for.
+        free = FREE | ({"dtype"} if "precision" in theirs else set())
         for name, value in {**ours, **facts}.items():
-            if name not in FREE and before.get(name) != value:
+            if name not in free and before.get(name) != value:
                 if name in _FACTS:
                     raise SettingsError(
                         f"{self.path} holds another run: {_FACTS[name]} have changed since",

@@ -218,9 +218,11 @@ def _checkpoint_folder(
     """Its name says what a checkpoint belongs to, so that other settings never go on from it."""
     # Not how a run is scored: that may be another when it is gone on with.
     decide = TrainSettings.model_fields.keys() - CurvatureFields.model_fields.keys()
-    decide -= {"save_steps", "device"}
+    # Nor how the weights' precision was asked for, but what it is.
+    decide -= {"save_steps", "device", "dtype"}
     facts = [
         base.fingerprint,
+        str(base.model.dtype),
         [(one.fingerprint, one.spec.digest) for one in (*assignment.tasks, *assignment.replayed)],
         assignment.past.digest if assignment.past else None,
         [one.digest for one in assignment.earlier],

@@ -21,6 +21,7 @@ from ella_cli.sequence.first_stage import take_first_stage
 FACTS = {
     "base": {"model": "smollm2", "fingerprint": "b0"},
     "data_fingerprints": {"amazon": "d0", "yahoo": "d1"},
+    "precision": "bfloat16",
     "processes": 1,
 }
 
@@ -72,6 +73,7 @@ def _files(folder: Path) -> set[str]:
         {"method": "ella", "last": 2, "decay": 0.5},
         {"method": "inclora", "curvature_rows": 0},
         {"method": "inclora", "curvature_rows": 0, "importance": 0.5},
+        {"method": "ella", "dtype": "bfloat16"},
         {"method": "ella", "cells": "figures", "per_device_eval_batch_size": 2},
     ],
 )
@@ -105,6 +107,7 @@ def test_what_protects_earlier_tasks_does_not_touch_the_first(
         ({}, {"base": {"model": "m", "fingerprint": "b1"}}, "its base is b0, here b1"),
         ({}, {"data_fingerprints": {"amazon": "d9"}}, "its data-fingerprint is d0, here d9"),
         ({}, {"processes": 2}, "its processes is 1, here 2"),
+        ({}, {"precision": "float32"}, "its precision is bfloat16, here float32"),
     ],
 )
 def test_another_first_stage_is_refused(

@@ -20,6 +20,7 @@ from ella_cli.training.methods import METHODS
 FACTS = {
     "base": {"model": "smollm2", "fingerprint": "b0"},
     "data_fingerprints": {"amazon": "d0"},
+    "precision": "bfloat16",
     "processes": 1,
 }
 
@@ -51,6 +52,11 @@ def test_a_claim_is_written_once_and_held_to(tmp_path: Path) -> None:
         ),
         ({"facts": {**FACTS, "base": {"model": "smollm2", "fingerprint": "b1"}}}, "its base is"),
         ({"facts": {**FACTS, "processes": 2}}, "its processes is 1, now it is 2"),
+        # What auto became on another machine.
+        (
+            {"facts": {**FACTS, "precision": "float32"}},
+            "its precision is bfloat16, now it is float32",
+        ),
     ],
 )
 def test_another_run_is_refused_and_the_record_stays(
@@ -71,6 +77,18 @@ def test_a_run_from_before_importance_goes_on_where_it_is_one(tmp_path: Path) ->
     with pytest.raises(SettingsError, match=r"its importance is 1\.0, now it is auto"):
         _claim(tmp_path / "run", importance="auto")
     _claim(tmp_path / "run")
+
+
+def test_a_precision_may_be_asked_for_in_another_way(tmp_path: Path) -> None:
+    record = _claim(tmp_path / "run")
+    _claim(tmp_path / "run", dtype="bfloat16")
+    # Of a run from before it was noted, only what was asked for is known.
+    document = json.loads(record.read_text())
+    del document["precision"]
+    record.write_text(json.dumps(document))
+    _claim(tmp_path / "run")
+    with pytest.raises(SettingsError, match="its dtype is auto, now it is bfloat16"):
+        _claim(tmp_path / "run", dtype="bfloat16")
 
 
 def test_a_folder_is_worked_in_by_one_command_at_a_time(tmp_path: Path) -> None:
