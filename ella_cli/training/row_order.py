@@ -3,6 +3,10 @@
 Trainer's own sampler by length draws from the global generator, which dropout has moved on by
 then: a training that goes on from a checkpoint would get other rows, and each of several
 processes an order of its own (transformers 5.24, `LengthGroupedSampler`).
+
+Several processes take equally many rows at each step. Where an epoch's last step has too few for
+that, accelerate would take rows from the epoch's start again; here it gets rows of no answer, which
+teach nothing, so that several processes learn what one does.
 """
 
 from __future__ import annotations
@@ -25,23 +29,36 @@ class RowOrder(Sampler[int]):
         seed: of the whole task.
         epoch: tells which epoch begins.
         group: rows of one step, to be of like length; None for a plain shuffle.
+        missing: rows of no answer at the end, each of the index after the last row.
     """
 
     def __init__(
-        self, lengths: Sequence[int], seed: int, epoch: Callable[[], int], group: int | None
+        self,
+        lengths: Sequence[int],
+        seed: int,
+        epoch: Callable[[], int],
+        group: int | None,
+        missing: int = 0,
     ) -> None:
         self._lengths = list(lengths)
         self._seed = seed
         self._epoch = epoch
         self._group = group
+        self._missing = missing
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._lengths) + self._missing
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed * _EPOCHS_A_SEED + self._epoch())
+        count = len(self._lengths)
         if self._group is None:
-            order: list[int] = torch.randperm(len(self), generator=generator).tolist()
+            order: list[int] = torch.randperm(count, generator=generator).tolist()
         else:
             order = get_length_grouped_indices(self._lengths, self._group, generator=generator)  # type: ignore[no-untyped-call]
-        return iter(order)
+        return iter([*order, *[count] * self._missing])
+
+
+def rows_missing(count: int, at_once: int) -> int:
+    """How many an epoch of `count` rows lacks, where processes take `at_once` together."""
+    return -count % at_once

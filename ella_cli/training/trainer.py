@@ -35,7 +35,7 @@ from ella_cli.tasks.batches import IGNORED
 from ella_cli.training.checkpoints import whole_checkpoint
 from ella_cli.training.manifest import curves
 from ella_cli.training.mixin import EllaTrainerMixin
-from ella_cli.training.row_order import RowOrder
+from ella_cli.training.row_order import RowOrder, rows_missing
 from ella_cli.training.signs import Course
 from ella_cli.training.strength import Strength
 
@@ -100,11 +100,16 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
             return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        # The last row is of no answer, and no row of the task.
+        lengths = [len(row["input_ids"]) for row in rows][:-1]
         return RowOrder(
-            [len(row["input_ids"]) for row in rows],
+            lengths,
             args.seed,
             lambda: int(self.state.epoch or 0),
             group=step if args.train_sampling_strategy == "group_by_length" else None,
+            missing=rows_missing(len(lengths), args.train_batch_size * args.world_size)
+            if args.world_size > 1
+            else 0,
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -308,7 +313,7 @@ def build_trainer(
     trainer = TaskTrainer(
         model=model,
         args=arguments,
-        train_dataset=list(rows),
+        train_dataset=[*rows, _no_answer(base)],
         data_collator=base.collator(),
         compute_loss_func=answer_cross_entropy,
         optimizer_cls_and_kwargs=_muon(model, settings) if settings.optim == "muon" else None,
@@ -316,6 +321,13 @@ def build_trainer(
     # Without its own bar, Trainer prints every log line to stdout, where results belong.
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _no_answer(base: Base) -> dict[str, list[int]]:
+    """A row, as `Encoder.example` gives them, that teaches nothing."""
+    end = base.tokenizer.eos_token_id
+    assert isinstance(end, int)
+    return {"input_ids": [end, end], "labels": [IGNORED]}
 
 
 def _muon(model: nn.Module, settings: TrainSettings) -> tuple[type[Muon], dict[str, Any]]:
