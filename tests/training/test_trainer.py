@@ -75,3 +75,15 @@ def test_every_schedule_warms_up(scheduler: str, tmp_path: Path, tiny_llama: Pat
         trainer.optimizer.step()
         trainer.lr_scheduler.step()  # type: ignore[union-attr]
     assert rates == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_task_is_trained_on_the_gpu_that_was_named(tiny_llama: Path, tmp_path: Path) -> None:
+    base = load_base(str(tiny_llama), device="cuda:1")
+    task = load_task("demo-topic", limit=16)
+    settings = TrainSettings(max_steps=2, limit=16, device="cuda:1")
+    torch.cuda.reset_peak_memory_stats(0)
+    train_task(base, Assignment(task.spec.name, [task]), settings, tmp_path / "adapter")
+    assert base.device == torch.device("cuda:1")
+    assert torch.cuda.max_memory_allocated(0) == 0
