@@ -120,7 +120,12 @@ class EnergyKind:
         """Whether no second matrix is needed beside W_past."""
         if self.kind == "curvature":
             return True
-        return self.kind == "sum" and self.last is None and self.decay is None
+        return self.kind == "sum" and not self.weighs
+
+    @property
+    def weighs(self) -> bool:
+        """Whether some tasks count less than others."""
+        return self.last is not None or self.decay is not None
 
     def weights(self, tasks: int) -> tuple[float, ...]:
         """One a task, oldest first."""

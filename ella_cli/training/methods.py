@@ -85,7 +85,8 @@ def ella_penalty(now: Situation) -> Penalty | None:
     Nothing is protected before the first task is learned.
 
     Raises:
-        PastError: the past's energy is of another kind, or no task has measured its curvature.
+        PastError: the past's energy is of another kind or weighs its tasks otherwise, or no task
+            has measured its curvature.
     """
     past = now.past
     if past is None or not past.tasks:
@@ -96,6 +97,12 @@ def ella_penalty(now: Situation) -> Penalty | None:
         raise PastError(
             f"{past.path or 'the past'} has the energy {past.coordinates}, not {now.energy}",
             hint=f"make one with `ella accumulate ADAPTER... --past FILE --energy {now.energy}`",
+        )
+    if past.energy == "curvature" and past.record.energy.weighs:
+        raise PastError(
+            f"{past.path or 'the past'} weighs its tasks' curvature by --last or --decay, and its "
+            "coordinates are those of all tasks alike",
+            hint="make one with `ella accumulate ADAPTER... --past FILE --energy sum` and the same",
         )
     return EllaPenalty(now.model, past, share=now.share)
 

@@ -19,6 +19,7 @@ from ella_cli.past import Past, accumulate, read_past
 from ella_cli.penalty import CurvaturePenalty
 from ella_cli.tasks import load_task
 from ella_cli.training.assignment import Assignment
+from ella_cli.training.methods import Situation, ella_penalty
 from ella_cli.training.task import train_task
 
 
@@ -88,6 +89,18 @@ def test_it_is_what_the_update_costs_each_task_times_its_weight(
     shares = [CurvaturePenalty(model, past, share=(rank, 2)) for rank in range(2)]
     mean = sum(float(one().detach()) for one in shares) / 2
     assert mean == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_coordinates_beside_a_weighed_curvature_are_not_taken_for_weighed(
+    model: nn.Module, folders: list[Path]
+) -> None:
+    adapters = [read_adapter(folder) for folder in folders]
+    alike = Past.of(adapters, energy="curvature")
+    assert ella_penalty(Situation(model, alike, (), 0.0, 1.0, energy="sum")) is not None
+    for weights in ({"last": 1}, {"decay": 0.5}):
+        past = Past.of(adapters, energy="curvature", **weights)  # type: ignore[arg-type]
+        with pytest.raises(PastError, match="weighs its tasks' curvature by --last or --decay"):
+            ella_penalty(Situation(model, past, (), 0.0, 1.0, energy="sum"))
 
 
 def test_a_past_without_any_is_refused(model: nn.Module, folders: list[Path]) -> None:
