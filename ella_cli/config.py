@@ -54,6 +54,7 @@ Importance = Annotated[
 RHO_OF_CURVATURE = 10.0
 RHO_OF_COORDINATES = 3.0
 MethodName = Literal["ella", "inclora", "seqlora", "olora", "replay", "single", "joint"]
+Energy = Literal["sum", "abs", "rss", "curvature"]
 # Each task gets an adapter of its own, and the model is the base plus all of them.
 SUMMED_METHODS = frozenset({"ella", "inclora", "olora", "replay"})
 SettingsT = TypeVar("SettingsT", bound="Settings")
@@ -172,7 +173,7 @@ class MethodFields(Settings):
         f"update may cost, in first losses of the new task, {RHO_OF_COORDINATES:g} by default.",
         panel="Method", gt=0,
     )  # fmt: skip
-    energy: Literal["sum", "abs", "rss", "curvature"] | None = _field(
+    energy: Energy | None = _field(
         None,
         "What ella protects: coordinates, |Σ ΔW|, Σ |ΔW| or √Σ ΔW²; or curvature, what the past "
         "tasks' answers depend on. By default the past file's own, which is curvature where it "
@@ -234,6 +235,11 @@ class TrainSettings(
     MethodFields, CurvatureFields, OptimFields, LoraFields, DataFields, ModelFields
 ):
     """One task: what `ella train` needs besides the task, the past and the output folder."""
+
+    @property
+    def protects(self) -> Energy:
+        """The energy of a past that is made by these settings."""
+        return self.energy or ("curvature" if self.curvature_rows else "sum")
 
 
 class MeasureSettings(CurvatureFields, DataFields, ModelFields):

@@ -101,6 +101,16 @@ def left_behind(path: Path) -> list[Path]:
     return [found for found in path.parent.glob(pattern) if found.is_file()]
 
 
+def clear_left_behind(parent: Path) -> None:
+    """Removes the temporary folders of `new_folder` in `parent` that killed processes left.
+
+    Nothing may be writing there.
+    """
+    for found in parent.glob(".*.????????.tmp"):
+        if found.is_dir():
+            shutil.rmtree(found, ignore_errors=True)
+
+
 def check_replaceable(path: Path, sign: str) -> None:
     """Makes sure that `new_folder(path)` will do, before hours of work are done for it.
 

@@ -56,5 +56,5 @@ class RunPaths:
 
 
 def stage_name(index: int, name: str) -> str:
-    """`01-dbpedia` for the first: stages sort as they were trained, up to a hundred of them."""
+    """`01-dbpedia` for the first: stages sort as they were trained, up to 99 of them."""
     return f"{index + 1:02d}-{name}"

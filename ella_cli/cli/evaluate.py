@@ -60,8 +60,9 @@ def evaluate(
       ella eval --order 1 --past wpast.safetensors --data data -o scores
     """
     from ella_cli.cli.bar import showing_progress
-    from ella_cli.report import matrix_table
+    from ella_cli.report import matrix_table, write_html
     from ella_cli.report.results import read_run
+    from ella_cli.run_paths import RunPaths
     from ella_cli.sequence import evaluate_adapters, evaluate_past, evaluate_run
 
     output = Output(as_json, quiet, verbose)
@@ -99,3 +100,7 @@ def evaluate(
                     adapters or [], order, settings, folder, single=single, progress=progress
                 )
     output.result(document, matrix_table(read_run(folder)))
+    page = RunPaths(folder).report
+    if run is not None and page.is_file() and output.speaks:
+        # It shows these results too.
+        write_html([folder], page)

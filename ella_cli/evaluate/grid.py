@@ -190,10 +190,12 @@ def _held(stage: Stage) -> Sequence[Adapter | Past]:
 
 def _key(base: Base, stage: Stage, task: Task, settings: EvaluateSettings) -> str:
     # Where rows came from, how many fit a batch and which other cells there are changes no score.
-    beside = {"data", "device", "per_device_eval_batch_size", "model", "cells"}
+    # Nor does how the weights' precision was asked for, but what it is does.
+    beside = {"data", "device", "per_device_eval_batch_size", "model", "cells", "dtype"}
     facts = [
         FORMAT,
         base.fingerprint,
+        base.precision,
         [held.digest for held in _held(stage)],
         task.fingerprint,
         task.spec.digest,

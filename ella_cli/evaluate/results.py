@@ -84,24 +84,54 @@ def single_rows(
             f"{run} is a run of {document.get('method')}, not of single",
             hint="make one with `ella run --method single` on the same order and settings",
         )
+    _check_scored_alike(document, facts, run)
+    scores = _row_scores(document, file)
+    return _as_many({name: rows[name] for name, rows in scores.items() if name in rows}, tasks)
+
+
+def known_single_rows(
+    file: Path, tasks: Sequence[Task], facts: Mapping[str, Any]
+) -> dict[str, list[float]] | None:
+    """The same from results that have them already; None where there are none.
+
+    Raises:
+        SettingsError: they were scored otherwise than `tasks` are here.
+        StorageError: the file is damaged.
+    """
+    document = files.read_object(file) if file.is_file() else {}
+    alone = _row_scores(document, file).get("single") if document else None
+    if alone is None:
+        return None
+    _check_scored_alike(document, facts, file)
+    return _as_many(alone, tasks)
+
+
+def _check_scored_alike(document: Mapping[str, Any], facts: Mapping[str, Any], where: Path) -> None:
     for what in ("base_model", "decode", "header", "validation"):
         theirs, ours = (_told(one.get(what)) for one in (document, facts))
         if what in document and ours is not None and theirs != ours:
             raise SettingsError(
-                f"{run} has {what.replace('_', ' ')} {theirs}, here it is {ours}",
+                f"{where} has {what.replace('_', ' ')} {theirs}, here it is {ours}",
                 hint="make the run of single with the same model and the same way to score",
             )
+
+
+def _row_scores(document: Mapping[str, Any], file: Path) -> dict[str, dict[str, list[float]]]:
     try:
-        scores = _RowScores.validate_python(document.get("row_scores"))
+        return _RowScores.validate_python(document.get("row_scores"))
     except ValidationError as error:
         raise StorageError(
             f"{file} has no sound row_scores",
             hint="it was changed by hand; make it again with `ella eval --run`",
         ) from error
+
+
+def _as_many(scores: Mapping[str, list[float]], tasks: Sequence[Task]) -> dict[str, list[float]]:
+    """Those of `tasks`, each of as many rows as it is scored on here."""
     alone = {}
     for task in tasks:
         name = task.spec.name
-        rows = scores.get(name, {}).get(name)
+        rows = scores.get(name)
         if rows is None:
             continue
         if len(rows) != len(task.test):

@@ -12,6 +12,7 @@ from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import SUMMED_METHODS
 from ella_cli.errors import SettingsError, StorageError
 from ella_cli.files import read_json
+from ella_cli.manifest import MANIFEST
 from ella_cli.past import Past, read_past
 from ella_cli.past.record import EnergyKind
 from ella_cli.run_paths import RunPaths, stage_name
@@ -66,8 +67,7 @@ def read_run_stages(folder: Path) -> RunStages:
         stages=stages,
         method=method,
         adapters=tuple(
-            read_adapter(one) if (one / "adapter_config.json").is_file() else None
-            for one in folders
+            read_adapter(one) if (one / MANIFEST).is_file() else None for one in folders
         ),
         accuracy=None if results is None else AccuracyMatrix.from_json(results),
         scored={

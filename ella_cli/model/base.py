@@ -47,6 +47,11 @@ class Base:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def precision(self) -> str:
+        """Of the weights: what `--dtype` takes, and `auto` has become."""
+        return str(self.model.dtype).removeprefix("torch.")
+
     def encoder(self, max_source: int, max_target: int) -> Encoder:
         """Prompts and answers -> rows for `collator`; as long as asked and as the model can read.
 

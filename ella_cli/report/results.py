@@ -72,22 +72,29 @@ class RunResults:
     document: Mapping[str, Any]
 
     @property
-    def label(self) -> str:
-        """The method with its energy and λ, as a heading or a legend names it."""
+    def kind(self) -> str:
+        """The method with its energy and what weighs it, whatever λ was."""
         energy = self.document.get("energy")
         name = self.method if energy in (None, "sum") else f"{self.method} {energy}"
         for part in ("last", "decay"):
             if self.document.get(part) is not None:
                 name += f" {part} {self.document[part]:g}"
+        return name
+
+    @property
+    def rule(self) -> str:
+        """Of a λ that was found: what was asked for."""
+        rho = _number(self.document.get("rho"))
+        return "λ=auto" + (f" ρ={rho:g}" if rho not in (None, RHO_OF_COORDINATES) else "")
+
+    @property
+    def label(self) -> str:
+        """The method with its energy and λ, as a heading or a legend names it."""
+        name = self.kind
         if self.document.get("lambda") == "auto":
             # The first task meets no past, so it has no λ of its own.
             used = set(_numbers(self.document.get("lambdas"))[1:])
-            rho = _number(self.document.get("rho"))
-            if len(used) == 1:
-                return f"{name} λ={used.pop():g} (auto)"
-            return f"{name} λ=auto" + (
-                f" ρ={rho:g}" if rho not in (None, RHO_OF_COORDINATES) else ""
-            )
+            return f"{name} λ={used.pop():g} (auto)" if len(used) == 1 else f"{name} {self.rule}"
         if self.lam is None or self.lam == 0:
             return name
         return f"{name} λ={self.lam:g}"
@@ -133,7 +140,9 @@ def read_run(folder: Path) -> RunResults:
 
 def read_stages(folder: Path) -> tuple[Stage, ...]:
     """The stages whose manifest is there, in their order."""
-    stages = [_stage(path) for path in sorted(RunPaths(folder).stages.glob(f"*/{MANIFEST}"))]
+    found = sorted(RunPaths(folder).stages.glob(f"*/{MANIFEST}"))
+    # A hidden folder is one that is not whole yet.
+    stages = [_stage(path) for path in found if not path.parent.name.startswith(".")]
     # By number, not by name: "100-..." is not between 10 and 11.
     return tuple(sorted(stages, key=lambda stage: int(stage.manifest.get("order_index", 0))))
 

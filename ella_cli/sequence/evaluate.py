@@ -45,7 +45,8 @@ def evaluate_run(
         order: must name the run's own order, if given.
 
     Raises:
-        SettingsError: no sound run there, a stage of it is missing, or its order is another one.
+        SettingsError: no sound run there, a stage of it is missing, its order is another one, or
+            another command is at work there.
         ModelError: `asked` names another base model than the run's.
     """
     run = RunFolder(folder)
@@ -56,7 +57,10 @@ def evaluate_run(
             hint="leave --order out, or name a run of that order",
         )
     given = {name: getattr(asked, name) for name in asked.model_fields_set}
-    chosen = evaluation_of(settings).model_copy(update=given)
+    record = run.read()
+    # As it was scored before, whatever `auto` is on this machine.
+    before = {"dtype": record["precision"]} if "precision" in record else {}
+    chosen = evaluation_of(settings).model_copy(update=before | given)
     tasks = load_tasks(resolve_order(settings.order), chosen, progress)
     names = stage_names(method_of(settings), [task.spec.name for task in tasks])
     method = method_of(settings)
@@ -64,10 +68,11 @@ def evaluate_run(
     base = base_once(chosen, progress)
     if chosen.dtype == settings.dtype or "float16" not in (chosen.dtype, settings.dtype):
         # Loaded as float16, the same weights may have other values, and another fingerprint.
-        base().check_ground(str(folder), run.read()["base"].get("fingerprint"))
-    known = evaluation_facts(chosen, base().fingerprint)
+        base().check_ground(str(folder), record["base"].get("fingerprint"))
+    known = evaluation_facts(chosen, base())
     alone = single_rows(single, tasks, known) if single else None
-    return score_run(run, base, tasks, adapters, settings, chosen, alone, progress)
+    with run.at_work():
+        return score_run(run, base, tasks, adapters, settings, chosen, alone, progress)
 
 
 def evaluate_adapters(
@@ -106,7 +111,7 @@ def evaluate_adapters(
                 "adapters in the order of the tasks"
             )
     base = base_once(evaluation, progress)
-    known = evaluation_facts(evaluation, base().fingerprint)
+    known = evaluation_facts(evaluation, base())
     alone = single_rows(single, tasks, known) if single else None
     fold = Fold(base().model)
     for adapter in adapters:
@@ -123,7 +128,7 @@ def evaluate_adapters(
     grid = evaluate_grid(base(), chosen, tasks, evaluation, run.scores, progress=progress)
     rows = [*grid[1:], *empty_rows(len(tasks) - len(stages), len(tasks))]
     facts = {"method": "adapters", "adapters": [str(adapter.path) for adapter in adapters]}
-    facts |= evaluation_facts(evaluation, base().fingerprint)
+    facts |= evaluation_facts(evaluation, base())
     document = results_document(tasks, rows, grid[0], alone, facts | _UNKNOWN)
     write_results(run, document)
     return document
@@ -167,7 +172,7 @@ def evaluate_past(
     grid = evaluate_grid(base(), stages, tasks, evaluation, run.scores, progress=progress)
     rows = [*empty_rows(len(tasks) - 1, len(tasks)), *grid]
     facts = {"method": "past", "past": {"file": str(file), "digest": past.digest, "tasks": held}}
-    facts |= evaluation_facts(evaluation, base().fingerprint)
+    facts |= evaluation_facts(evaluation, base())
     document = results_document(tasks, rows, None, None, facts | _UNKNOWN)
     write_results(run, document)
     return document

@@ -61,7 +61,7 @@ def take_first_stage(
             # A stage with its curvature merely has more than is asked for.
             for one in (theirs, ours):
                 for field in CurvatureFields.model_fields:
-                    del one[field]
+                    one.pop(field, None)
         # An older ella did not note these.
         if None in (theirs["task_digest"], ours["task_digest"]):
             del theirs["task_digest"], ours["task_digest"]

@@ -19,6 +19,7 @@ from ella_cli.past import Past, read_past
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.loading import ground_of, load_tasks
 from ella_cli.tasks import Task
+from ella_cli.training.assignment import stage_seed
 from ella_cli.training.measuring import (
     check_measurable,
     measure_task,
@@ -67,6 +68,7 @@ def measure_adapter(
     base = load_base(_model(adapter, settings), dtype=settings.dtype, device=settings.device)
     base.check_ground(str(folder), ground_of(adapter))
     encoded = encode_rows(base, [rows], settings)
+    seed = stage_seed(settings, _order_index(adapter))
     with Fold(base.model) as fold:
         if ground is not None:
             fold.set(ground.names, ground.delta)
@@ -79,7 +81,7 @@ def measure_adapter(
                 encoded,
                 count=settings.curvature_rows,
                 rank=settings.energy_rank,
-                seed=settings.seed,
+                seed=seed,
                 importance=settings.importance,
                 name=adapter.task,
                 progress=progress,
@@ -90,13 +92,12 @@ def measure_adapter(
         note_little(adapter.task, facts, progress)
     provenance = {
         "task": adapter.task,
-        "seed": settings.seed,
         "base": {"model": base.source, "fingerprint": base.fingerprint},
         "data": {"fingerprint": rows.fingerprint},
         "past": {"digest": ground.digest if ground else None},
         "curvature": facts,
     }
-    write_measured(folder, measured, provenance)
+    write_measured(folder, measured, provenance, seed=seed)
     return facts
 
 
@@ -115,6 +116,12 @@ def _as_trained(adapter: Adapter, settings: MeasureSettings) -> MeasureSettings:
             f"{adapter.path}: its ella.json has settings that none can train with",
             hint="the file was changed by hand; restore it, or take it away",
         ) from error
+
+
+def _order_index(adapter: Adapter) -> int:
+    """Which stage of its sequence the adapter is: it was measured with that stage's seed."""
+    index = (adapter.manifest or {}).get("order_index")
+    return index if isinstance(index, int) and index >= 0 else 0
 
 
 def _check_task(adapter: Adapter, task: Task, progress: Progress) -> None:

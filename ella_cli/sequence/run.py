@@ -61,7 +61,7 @@ def run_order(
     check_run(settings, order)
     tasks = load_tasks(order, settings, progress)
     base = base_once(settings, progress)
-    scored = evaluation_facts(evaluation_of(settings), base().fingerprint)
+    scored = evaluation_facts(evaluation_of(settings), base())
     alone = single_rows(single, tasks, scored) if single else None
     for note in check_frames(base(), tasks, settings, generated=settings.decode == "generate"):
         progress.warn(note)
@@ -71,7 +71,7 @@ def run_order(
         "data_fingerprints": {task.spec.name: task.fingerprint for task in tasks},
         "task_digests": {task.spec.name: task.spec.digest for task in tasks},
         # What --dtype auto was here; on another machine it may be something else.
-        "precision": str(base().model.dtype).removeprefix("torch."),
+        "precision": base().precision,
         # They decide the global batch.
         "processes": processes.count(),
     }

@@ -58,6 +58,8 @@ class RunFolder(RunPaths):
                     hint="wait until it has finished, or give another --output-dir",
                 ) from None
         try:
+            # Of a stage that was being written when a command was killed; none is written now.
+            files.clear_left_behind(self.stages)
             yield
         finally:
             lock.release()

@@ -9,8 +9,9 @@ from typing import Any
 from ella_cli import files, processes
 from ella_cli.adapter import Adapter
 from ella_cli.config import EvaluateSettings, RunSettings
+from ella_cli.errors import SettingsError
 from ella_cli.evaluate.grid import Cell, Stage, evaluate_grid
-from ella_cli.evaluate.results import results_document
+from ella_cli.evaluate.results import known_single_rows, results_document
 from ella_cli.model.base import Base
 from ella_cli.progress import Progress
 from ella_cli.run_paths import stage_name
@@ -47,7 +48,7 @@ def score_run(
     """Scores every stage trained so far, cell by cell, and writes results.json.
 
     Args:
-        alone: what `single_rows` found, for plasticity FWT.
+        alone: what `single_rows` found, for plasticity FWT; None for what the results have.
     """
     method = method_of(settings)
     names = stage_names(method, [task.spec.name for task in tasks])
@@ -60,15 +61,25 @@ def score_run(
         # Its one stage is the last row: all tasks have been seen.
         rows = [*empty_rows(len(tasks) - len(rows), len(tasks)), *rows]
     rows += empty_rows(len(tasks) - len(rows), len(tasks))
-    document = results_document(
-        tasks,
-        rows,
-        untouched,
-        alone,
-        _facts(settings, adapters, evaluation, base().fingerprint),
-    )
+    facts = _facts(settings, adapters, evaluation, base())
+    if alone is None:
+        alone = _alone_before(run, tasks, facts, progress)
+    document = results_document(tasks, rows, untouched, alone, facts)
     write_results(run, document)
     return document
+
+
+def _alone_before(
+    run: RunFolder, tasks: Sequence[Task], facts: Mapping[str, Any], progress: Progress
+) -> Mapping[str, Sequence[float]] | None:
+    """What an earlier command was given for plasticity FWT, where it is still scored alike."""
+    try:
+        return known_single_rows(run.results, tasks, facts)
+    except SettingsError as error:
+        progress.warn(
+            f"plasticity FWT is left out: {error.message}; give --single a run scored like this one"
+        )
+        return None
 
 
 def choose(stages: Sequence[Stage], count: int, evaluation: EvaluateSettings) -> list[Stage]:
@@ -103,7 +114,7 @@ def _facts(
     settings: RunSettings,
     adapters: Sequence[Adapter],
     evaluation: EvaluateSettings,
-    fingerprint: str,
+    base: Base,
 ) -> Mapping[str, Any]:
     method = method_of(settings)
     asked = method.lam if settings.lam is None else settings.lam
@@ -119,7 +130,7 @@ def _facts(
         "last": settings.last,
         "decay": settings.decay,
         "seed": settings.seed,
-        **evaluation_facts(evaluation, fingerprint),
+        **evaluation_facts(evaluation, base),
     }
 
 
@@ -136,15 +147,12 @@ def _energy(settings: RunSettings, adapters: Sequence[Adapter]) -> str | None:
     return settings.energy or next((kind for kind in used if kind), None)
 
 
-def evaluation_facts(evaluation: EvaluateSettings, fingerprint: str) -> Mapping[str, Any]:
-    """What of the evaluation a reader of results.json has to know.
-
-    Args:
-        fingerprint: of the base as it is scored.
-    """
+def evaluation_facts(evaluation: EvaluateSettings, base: Base) -> Mapping[str, Any]:
+    """What of the evaluation a reader of results.json has to know."""
     return {
         "decode": evaluation.decode,
         "header": evaluation.header,
         "validation": evaluation.validation,
-        "base_model": {"model": evaluation.model, "fingerprint": fingerprint},
+        "precision": base.precision,
+        "base_model": {"model": evaluation.model, "fingerprint": base.fingerprint},
     }

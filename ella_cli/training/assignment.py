@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ella_cli.adapter import Adapter
-from ella_cli.config import TrainSettings
+from ella_cli.config import DataFields, TrainSettings
 from ella_cli.manifest import FORMAT
 from ella_cli.model.base import Base
 from ella_cli.model.lora import lora_layers, update_norms
@@ -40,7 +40,7 @@ class Assignment:
     replayed: Sequence[Task] = ()
 
 
-def stage_seed(settings: TrainSettings, order_index: int) -> int:
+def stage_seed(settings: DataFields, order_index: int) -> int:
     """One seed a stage: with the same one, every task's A would start as the same matrix.
 
     Within the 32 bits that numpy's generators take.

@@ -112,9 +112,12 @@ def note_little(name: str, facts: Mapping[str, Any], progress: Progress) -> None
 
 
 def write_measured(
-    folder: Path, measured: Measured, manifest: Mapping[str, Any]
+    folder: Path, measured: Measured, manifest: Mapping[str, Any], *, seed: int
 ) -> CurvatureRecord:
     """Puts it beside the adapter in `folder`, with its provenance; returns the record.
+
+    Args:
+        seed: that it was measured with.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -128,7 +131,7 @@ def write_measured(
         data=manifest["data"]["fingerprint"],
         rows=measured.rows,
         tokens=measured.tokens,
-        seed=manifest["seed"],
+        seed=seed,
         shrinkage=SHRINKAGE,
         dropped=measured.dropped,
         contrast=measured.contrast,

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ella_cli.adapter import Adapter
-from ella_cli.config import SUMMED_METHODS
+from ella_cli.config import SUMMED_METHODS, Energy
 from ella_cli.errors import AdapterError, PastError
 from ella_cli.model.lora import lora_layers, lora_pair
 from ella_cli.past import Past
-from ella_cli.past.record import Energy
 from ella_cli.penalty import CurvaturePenalty, EllaPenalty
 
 Penalty = Callable[[], Tensor]

@@ -222,7 +222,7 @@ def _checkpoint_folder(
     decide -= {"save_steps", "device", "dtype"}
     facts = [
         base.fingerprint,
-        str(base.model.dtype),
+        base.precision,
         [(one.fingerprint, one.spec.digest) for one in (*assignment.tasks, *assignment.replayed)],
         assignment.past.digest if assignment.past else None,
         [one.digest for one in assignment.earlier],
@@ -290,6 +290,8 @@ def _write(
     with files.new_folder(folder) as temporary:
         model.save_pretrained(str(temporary), save_embedding_layers=False)
         if measured is not None:
-            manifest["curvature"]["measured"] = write_measured(temporary, measured, manifest).digest
+            seed = stage_seed(settings, manifest["order_index"])
+            record = write_measured(temporary, measured, manifest, seed=seed)
+            manifest["curvature"]["measured"] = record.digest
         files.write_json(temporary / MANIFEST, manifest)
         files.write_text(temporary / "README.md", model_card(manifest, settings))

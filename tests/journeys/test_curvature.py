@@ -68,7 +68,6 @@ def test_what_is_measured_later_equals_what_training_measured(
     _train(ella, tiny_llama, "animals", "a1", "--importance", "auto")
     ella("accumulate", "a1", "--past", "w")
     _train(ella, tiny_llama, "colours", "a2", "--past", "w")
-    # Seeds of stage 0 and 1 of seed 0.
     for name, task, seed, more in (
         ("a1", "animals", 0, ("--importance", "auto")),
         ("a2", "colours", 1, ("--past", "w", "--importance", 0.5)),
@@ -76,7 +75,7 @@ def test_what_is_measured_later_equals_what_training_measured(
         path = tmp_path / name / "curvature.safetensors"
         at_the_end = load_file(path)
         path.unlink()
-        own = ("--dtype", "float32", "--seed", seed, *more)
+        own = ("--dtype", "float32", *more)
         done = ella("measure", name, "--task", f"tasks/{task}", *own, "--json")
         facts = json.loads(done.stdout)
         trained = json.loads((path.parent / "ella.json").read_text())["curvature"]
@@ -89,6 +88,8 @@ def test_what_is_measured_later_equals_what_training_measured(
         with safe_open(path, "pt") as file:
             record = json.loads(file.metadata()["ella_curvature"])
         assert record["importance"] == facts["importance"]
+        # That of its stage, from the seed it was trained with.
+        assert record["seed"] == seed
         later = load_file(path)
         assert later.keys() == at_the_end.keys()
         for key, factor in later.items():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def test_the_label_tells_what_auto_found(
     write_run: WriteRun, found: dict[str, object], label: str
 ) -> None:
     assert read_run(write_run(**{"lambda": "auto", **found})).label == label
+
+
+def test_a_stage_that_is_not_whole_is_none(write_run: WriteRun) -> None:
+    run = write_run()
+    whole = read_run(run).stages
+    shutil.copytree(run / "stages/01-dbpedia", run / "stages/.02-amazon.abcd1234.tmp")
+    assert read_run(run).stages == whole
 
 
 def test_the_hundredth_stage_is_not_the_eleventh(write_run: WriteRun) -> None:

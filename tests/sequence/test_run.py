@@ -177,6 +177,60 @@ def test_what_each_task_alone_scored_is_looked_at_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_tasks_scored_alone_stays_with_a_run_that_is_scored_again(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    single = tmp_path / "single"
+    single.mkdir()
+    alone = {name: {name: [1.0, 0.0, 1.0, 1.0]} for name in ("demo-topic", "demo-mood")}
+    document = {"method": "single", "row_scores": alone}
+    (single / "results.json").write_text(json.dumps(document))
+    given = run_order(run.settings(), run.path, single=single)
+    assert given["single"] == [0.75, 0.75, None]
+    assert evaluate_run(run.path, EvaluateSettings()) == given
+    assert run_order(run.settings(), run.path) == given
+    # Scored otherwise, they are no measure of these.
+    heard: list[str] = []
+
+    class Heard(Silence):
+        def warn(self, words: str) -> None:
+            heard.append(words)
+
+    asked = EvaluateSettings(limit_test=2)
+    assert evaluate_run(run.path, asked, progress=Heard())["single"] is None
+    assert "plasticity FWT is left out: demo-topic was scored alone on 4 test rows" in heard[-1]
+
+
+def test_a_run_is_scored_in_the_precision_it_was_trained_in(
+    finished: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    record = json.loads(run.record.read_text())
+    assert record["precision"] == "float32"
+    cell = run.scores / "01-demo-topic/demo-topic.json"
+    before = cell.stat().st_mtime_ns
+    # As of a run on another machine, where auto is bfloat16 here, or the other way round.
+    record["settings"]["dtype"] = "auto"
+    run.record.write_text(json.dumps(record))
+    assert evaluate_run(run.path, EvaluateSettings())["precision"] == "float32"
+    assert cell.stat().st_mtime_ns == before
+    assert evaluate_run(run.path, EvaluateSettings(dtype="bfloat16"))["precision"] == "bfloat16"
+    assert cell.stat().st_mtime_ns > before
+
+
+def test_a_run_at_work_is_not_scored_beside_it_and_clears_what_was_cut_off(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    cut_off = run.stages / ".03-demo-place.abcd1234.tmp"
+    cut_off.mkdir()
+    with run.at_work():
+        assert not cut_off.exists()
+        with pytest.raises(SettingsError, match="another command is at work in"):
+            evaluate_run(run.path, EvaluateSettings())
+
+
 def test_a_run_is_not_scored_on_another_base(finished: Path, tiny_gpt2: Path) -> None:
     written = (finished / "results.json").read_bytes()
     with pytest.raises(ModelError, match="was made on a base with fingerprint"):
