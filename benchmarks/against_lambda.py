@@ -27,7 +27,9 @@ def finished(path: Path) -> Finished:
     used = sorted(set(result["lambdas"][1:]))
     lam = f"{used[0]:g}" if len(used) == 1 else str(result["lambda"])
     figures = {name: result.get(name) for name in FIGURES}
-    return Finished(Point(lam, result["seed"]), figures, str(path), None, tuple(result["lambdas"]))
+    return Finished(
+        Point(lam, result["seed"]), figures, str(path), None, used=tuple(result["lambdas"])
+    )
 
 
 def main() -> None:

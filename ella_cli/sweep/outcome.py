@@ -24,6 +24,7 @@ class Finished:
         figures: its results' own, None where a run has none.
         folder: the sweep's folder on the machine that made it.
         fingerprint: of its base model.
+        precision: of its weights; None where an older ella did not note it.
         used: each stage's λ as a number.
     """
 
@@ -31,6 +32,7 @@ class Finished:
     figures: dict[str, float | None]
     folder: str
     fingerprint: str | None
+    precision: str | None = None
     used: tuple[float | None, ...] = ()
 
 
@@ -59,8 +61,16 @@ def finished_runs(study: Study, points: Sequence[Point]) -> list[Finished]:
             result = attributes[RESULT]
             base = result.get("base_model") or {}
             figures = {name: result.get(name) for name in FIGURES}
-            where, ground = attributes.get(FOLDER, ""), base.get("fingerprint")
-            runs.append(Finished(point, figures, where, ground, tuple(result["lambdas"])))
+            runs.append(
+                Finished(
+                    point,
+                    figures,
+                    folder=attributes.get(FOLDER, ""),
+                    fingerprint=base.get("fingerprint"),
+                    precision=result.get("precision"),
+                    used=tuple(result["lambdas"]),
+                )
+            )
     return runs
 
 

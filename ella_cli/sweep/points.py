@@ -61,9 +61,8 @@ def usual_lambdas(base: RunSettings) -> str:
     """λ worth trying where none are named: what is penalised decides their size."""
     if base.method == "olora":
         return "0,0.05,0.5,5"
-    curvature = base.energy == "curvature" or (base.energy is None and base.curvature_rows > 0)
     # With curvature, auto is 10.
-    return "0,1,100,auto" if curvature else "0,1e3,1e4,1e5,auto"
+    return "0,1,100,auto" if base.protects == "curvature" else "0,1e3,1e4,1e5,auto"
 
 
 def points_of(lambdas: str | None, seeds: int, base: RunSettings) -> tuple[Point, ...]:

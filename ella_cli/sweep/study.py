@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from ella_cli.errors import StorageError
+from ella_cli.errors import SettingsError, StorageError
 from ella_cli.sweep.points import Point
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 POINT, HOST, FOLDER, ERROR, RESULT = "point", "host", "folder", "error", "result"
+SETTINGS = "settings"  # of the study; the others are of a trial
 
 # Seconds between signs of life, and after how long without one a worker counts as dead.
 HEARTBEAT = 30
@@ -82,6 +83,29 @@ def _study(storage: str, name: str) -> Study:
     return optuna.create_study(
         storage=kept, study_name=name, sampler=sampler, direction="maximize", load_if_exists=True
     )
+
+
+def check_same(study: Study, settings: str) -> None:
+    """Makes sure that everyone who shares the study sweeps the same.
+
+    Args:
+        settings: `sweep_name` of this sweep's.
+
+    Raises:
+        SettingsError: the study is of another sweep.
+    """
+    theirs = study.user_attrs.get(SETTINGS)
+    begun = any(
+        trial.state.name in ("COMPLETE", "RUNNING") for trial in study.get_trials(deepcopy=False)
+    )
+    if theirs is None or not begun:
+        # New, or of before this was noted, or none of its runs could be made.
+        study.set_user_attr(SETTINGS, settings)
+    elif theirs != settings:
+        raise SettingsError(
+            f"the study {study.study_name} is of a sweep with other settings",
+            hint="give another --study; only λ, seeds, data's folder and the device may differ",
+        )
 
 
 def fill_queue(

@@ -30,7 +30,7 @@ from ella_cli.sweep.outcome import (
     rivals,
 )
 from ella_cli.sweep.points import Point, sweep_name
-from ella_cli.sweep.study import fill_queue, open_study, release_dead, settled
+from ella_cli.sweep.study import check_same, fill_queue, open_study, release_dead, settled
 from ella_cli.sweep.worker import Job, work
 
 if TYPE_CHECKING:
@@ -81,11 +81,12 @@ def run_sweep(
             "a sweep chooses λ, and must not choose it on test rows",
             hint="hold rows out of train with --validation N, such as --validation 100",
         )
-    name = study_name or sweep_name(base)
-    _claim(folder, name)
     _check_tasks(base, points, progress)
+    name = study_name or sweep_name(base)
+    _claim(folder, name, sweep_name(base))
     url = storage or f"sqlite:///{(folder / 'study.db').resolve()}"
     study = open_study(url, name)
+    check_same(study, sweep_name(base))
     release_dead(study, folder)
     fill_queue(study, points, folder, failed_too=True)
     job = Job(base, tuple(points), folder, url, name, command)
@@ -97,16 +98,21 @@ def run_sweep(
     return _summed_up(study, points, folder, name, progress)
 
 
-def _claim(folder: Path, name: str) -> None:
-    """Notes whose folder it is, or finds that it is this sweep's."""
+def _claim(folder: Path, name: str, settings: str) -> None:
+    """Notes whose folder it is, or finds that it is this sweep's.
+
+    A sweep none of whose runs has begun, as with a model that is not there, leaves its place.
+    """
     record = folder / "study.json"
-    if not record.is_file():
-        files.write_json(record, {"format": FORMAT, "study": name})
+    ours = {"study": name, "settings": settings}
+    begun = record.is_file() and any((folder / "trials").glob("*/run.json"))
+    if not begun:
+        files.write_json(record, {"format": FORMAT, **ours})
         return
-    theirs = files.read_object(record).get("study")
-    if theirs != name:
+    theirs = files.read_object(record)
+    if theirs.get("study") != name or theirs.get("settings", settings) != settings:
         raise SettingsError(
-            f"{folder} holds the sweep {theirs}, whose settings differ from those of {name}",
+            f"{folder} holds the sweep {theirs.get('study')} of other settings",
             hint="give another --output-dir; only λ, seeds and the device may differ",
         )
 
@@ -196,6 +202,9 @@ def _summed_up(
     grounds = {run.fingerprint for run in runs}
     if len(grounds) > 1:
         progress.warn(f"these runs stand on {len(grounds)} different base models")
+    precisions = sorted({run.precision for run in runs if run.precision})
+    if len(precisions) > 1:
+        progress.warn(f"these runs computed in {' and '.join(precisions)}; give --dtype to all")
     found = outcomes(runs, failed, points)
     winner = best(found)
     assert winner is not None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ella_cli.config import RunSettings
-from ella_cli.errors import EllaError
+from ella_cli.errors import EllaError, SettingsError
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.report.results import read_stages
 from ella_cli.sweep.outcome import FIGURES
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 # Seconds between looks at the runs of others, which may yet be left behind.
 _PATIENCE = 2.0
 # What the study keeps of a run's results, so that every machine can sum up.
-_KEPT = (*FIGURES, "base_model")
+_KEPT = (*FIGURES, "base_model", "precision")
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,6 @@ def _run(trial: Trial, job: Job, progress: Progress) -> float:
     """Objective of one trial: OA on held-out rows."""
     from optuna import TrialPruned
 
-    from ella_cli.sequence import run_order
-
     taken = take(trial, job.points, job.folder)
     if taken is None:
         raise TrialPruned("another trial has this run")
@@ -111,13 +110,7 @@ def _run(trial: Trial, job: Job, progress: Progress) -> float:
         progress.note(f"λ = {point.lam}, seed {point.seed}")
         trial.set_user_attr("process", os.getpid())
         try:
-            results = run_order(
-                point.settings(job.base),
-                run_folder(job.folder, point),
-                first_stage=_first_stage(job, point),
-                command=job.command,
-                progress=progress,
-            )
+            results = _order(job, point, progress)
             if is_finished(trial):
                 raise TrialPruned("it was taken away meanwhile")
         except EllaError as error:
@@ -131,6 +124,24 @@ def _run(trial: Trial, job: Job, progress: Progress) -> float:
     finally:
         lock.release()
     return _score(results)
+
+
+def _order(job: Job, point: Point, progress: Progress) -> dict[str, Any]:
+    from ella_cli.sequence import has_first_stage, run_order
+
+    folder = run_folder(job.folder, point)
+    run = partial(
+        run_order, point.settings(job.base), folder, command=job.command, progress=progress
+    )
+    first_stage = _first_stage(job, point)
+    try:
+        return run(first_stage=first_stage)
+    except SettingsError as error:
+        if first_stage is None or has_first_stage(folder):
+            raise
+        # Another machine's, in another precision: it saves time where it fits, and no more.
+        progress.note(f"the first stage is trained here: {error.message}")
+        return run()
 
 
 def _first_stage(job: Job, point: Point) -> Path | None:

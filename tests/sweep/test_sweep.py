@@ -249,10 +249,41 @@ def test_what_would_choose_on_test_rows_or_mix_sweeps_is_refused(
         run_sweep(small(validation=0), points, tmp_path / "s")
     assert not (tmp_path / "s").exists()
     run_sweep(settings, points, tmp_path / "s")
-    with pytest.raises(SettingsError, match="whose settings differ"):
+    with pytest.raises(SettingsError, match="of other settings"):
         run_sweep(small(learning_rate=0.5), points, tmp_path / "s")
     with pytest.raises(StorageError, match="cannot use the storage"):
         run_sweep(settings, points, tmp_path / "other", storage="nosuch://me:secret@host/x")
+    # A name of one's own does not make another sweep the same.
+    shared = {"storage": f"sqlite:///{tmp_path / 'shared.db'}", "study_name": "mine"}
+    run_sweep(settings, points, tmp_path / "one", **shared)
+    for folder, words in (("one", "of other settings"), ("two", "with other settings")):
+        with pytest.raises(SettingsError, match=words):
+            run_sweep(small(learning_rate=0.5), points, tmp_path / folder, **shared)
+
+
+def test_a_sweep_that_could_not_begin_leaves_its_place_to_a_mended_one(
+    small: Small, tmp_path: Path
+) -> None:
+    shared = {"study_name": "mine"}
+    wrong = small(order="demo-topic,demo-moood")
+    with pytest.raises(EllaError, match="no task is called 'demo-moood'"):
+        run_sweep(wrong, points_of("0", 1, wrong), tmp_path / "s", **shared)
+    assert not (tmp_path / "s").exists()
+    wrong = small(model="./nowhere")
+    with pytest.raises(EllaError, match="every run failed"):
+        run_sweep(wrong, points_of("0", 1, wrong), tmp_path / "s", **shared)
+    run_sweep(small(), points_of("0", 1, small()), tmp_path / "s", **shared)
+
+
+def test_a_first_stage_that_does_not_fit_is_trained_anew(small: Small, tmp_path: Path) -> None:
+    settings = small()
+    run_sweep(settings, points_of("0", 1, settings), tmp_path / "s")
+    other = tmp_path / "s/trials/lambda-0-seed-0/run.json"
+    record = json.loads(other.read_text())
+    # As of a machine that computes otherwise.
+    other.write_text(json.dumps(record | {"precision": "float16"}))
+    done = run_sweep(settings, points_of("0,1e3", 1, settings), tmp_path / "s")
+    assert [len(one["seeds"]) for one in done.json["outcomes"]] == [1, 1]
 
 
 def test_a_password_is_not_printed(small: Small) -> None:
