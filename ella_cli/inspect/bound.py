@@ -207,8 +207,11 @@ def check_reference(adapter: Adapter, names: Sequence[str], reference: Adapter) 
 def trained_lambda(adapter: Adapter) -> tuple[float, ...]:
     """The λ of coordinates that the adapter was trained with, if that is known and not 0."""
     manifest = adapter.manifest or {}
-    lam = manifest.get("lambda")
-    if manifest.get("energy") == "curvature" or not isinstance(lam, int | float) or lam <= 0:
+    lam, settings = manifest.get("lambda"), manifest.get("settings") or {}
+    energy = manifest.get("energy") or settings.get("energy")
+    # O-LoRA's λ weighs something else, and so does curvature's.
+    coordinates = manifest.get("method") in (None, "ella") and energy != "curvature"
+    if not coordinates or not isinstance(lam, int | float) or lam <= 0:
         return ()
     return (float(lam),)
 

@@ -16,13 +16,21 @@ from pathlib import Path
 
 from ella_cli.adapter import Adapter
 from ella_cli.errors import SettingsError
-from ella_cli.inspect.bound import Bound, Sums, bound_of, check_reference, module_sums
+from ella_cli.inspect.bound import (
+    Bound,
+    Sums,
+    bound_of,
+    check_reference,
+    module_sums,
+    trained_lambda,
+)
 from ella_cli.inspect.curvature import predicted_rise
 from ella_cli.inspect.overlap import Overlap, between, together
 from ella_cli.inspect.products import as_factors, total
 from ella_cli.inspect.rank_correlation import RankCorrelation, rank_correlation
 from ella_cli.inspect.run_stages import RunStages, read_run_stages
 from ella_cli.kernels import Factors
+from ella_cli.past.record import EnergyKind
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,8 @@ class Pair:
 class Transition:
     """One stage against everything before it.
 
-    `bound` is None at λ = 0, where it is infinite, and for a penalty on curvature, which has none.
+    `bound` is None at λ = 0, where it is infinite, and for a penalty on anything but the sum of the
+    past updates, which has none or another.
     """
 
     run: str
@@ -123,11 +132,10 @@ def _transition(
     if len(known) <= t:
         return None
     update, earlier = known[t], known[:t]
-    manifest = update.manifest or {}
-    lam = manifest.get("lambda")
-    energy = manifest.get("energy") or (manifest.get("settings") or {}).get("energy")
-    # The bound is about coordinates; a curvature's λ says nothing about it.
-    bound_lam = float(lam) if lam and energy != "curvature" else None
+    lam = (update.manifest or {}).get("lambda")
+    # Σ ΔW_i is the energy only where all tasks count alike and may cancel.
+    lams = trained_lambda(update) if _protects_the_sum(run) else ()
+    bound_lam = lams[0] if lams else None
     ideal = reference.adapters[t] if reference is not None else None
     if ideal is not None:
         check_reference(update, update.names, ideal)
@@ -167,6 +175,12 @@ def _transition(
     overlap = together("all modules", parts)
     lost = _mean([pair.lost for pair in pairs])
     return Transition(label, run.order[t], lam, lost, overlap, bound), pairs
+
+
+def _protects_the_sum(run: RunStages) -> bool:
+    settings = run.record.get("settings") or {}
+    weighs = EnergyKind.asked("sum", settings.get("last"), settings.get("decay")).weighs
+    return settings.get("energy") in (None, "sum") and not weighs
 
 
 def _reference(adapter: Adapter | None, name: str) -> Factors | None:

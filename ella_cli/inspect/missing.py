@@ -32,9 +32,11 @@ def missing_of_run(run: RunStages, past: Past | None) -> list[str]:
         unscored = [task for task in asked if task not in run.scored.get(stage, frozenset())]
         if adapter is not None and unscored:
             missing.append(f"{stage} is not scored on {', '.join(unscored)}")
-    if not run.scored.get("base"):
+    # Of tasks learned apart, or all at once, none comes before another.
+    transfers = run.method not in ("single", "joint")
+    if transfers and not run.scored.get("base"):
         missing.append("the untouched base is not scored, so zero-shot FWT is not known")
-    if run.accuracy is not None and run.accuracy.single is None:
+    if transfers and run.accuracy is not None and run.accuracy.single is None:
         missing.append("no task was trained alone, so plasticity FWT is not known")
     if run.accuracy is None:
         missing.append("no results.json; the same `ella run` goes on and writes it")

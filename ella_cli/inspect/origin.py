@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ella_cli.adapter import Adapter, read_adapter
+from ella_cli.config import Energy
 from ella_cli.inspect.missing import missing_of_adapter, missing_of_past, missing_of_run
 from ella_cli.inspect.run_stages import RunStages, read_run_stages
 from ella_cli.past import PastTask, read_past
-from ella_cli.past.record import Energy
 from ella_cli.run_paths import RunPaths
 
 _SHORT = 12

@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 
 from ella_cli.adapter import read_adapter
+from ella_cli.config import Energy
 from ella_cli.errors import PastError, SettingsError, StorageError
 from ella_cli.files import behind_links, left_behind, replacing
 from ella_cli.past.change import Change
@@ -24,7 +25,7 @@ from ella_cli.past.dense_file import write_dense
 from ella_cli.past.draft import Draft
 from ella_cli.past.factored_file import write_factored
 from ella_cli.past.past import Past, read_past, usual_energy
-from ella_cli.past.record import Energy, EnergyKind, PastTask, Store
+from ella_cli.past.record import EnergyKind, PastTask, Store
 
 StoreChoice = Literal["auto", "factored", "dense"]
 

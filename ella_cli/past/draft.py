@@ -84,11 +84,9 @@ class Draft:
         index = self._index(name)
         self._take_out(index, folder)
         outgoing = self._slots.pop(index)
-        slot = self._admitted(adapter)
-        if adapter.manifest is None:
-            # A folder's name says less than the name it is given here.
-            slot = _renamed(slot, outgoing.tasks[0].name)
-        self._slots.insert(index, slot)
+        # A folder's name says less than the name it is given here.
+        named = outgoing.tasks[0].name if adapter.manifest is None else None
+        self._slots.insert(index, self._admitted(adapter, named))
 
     def change(self) -> Change:
         origin = None if self.old is None else self.old.contents
@@ -196,9 +194,14 @@ class Draft:
             )
         return adapter
 
-    def _admitted(self, adapter: Adapter) -> _Slot:
+    def _admitted(self, adapter: Adapter, name: str | None = None) -> _Slot:
+        """
+        Args:
+            name: of its task, if not the adapter's own.
+        """
         self._base = common_base(self._base, adapter, force=self.force)
         task = task_of(adapter, past=self.path, shrink=self.shrink)
+        task = replace(task, name=name or task.name)
         self._note(adapter)
         twin = next((t for t in self.tasks if t.digest == task.digest), None)
         if twin is not None and not self.force:
@@ -237,12 +240,6 @@ class Draft:
                 f"{adapter.task} was trained on top of {', '.join(map(str, missing))}, "
                 "not in this past"
             )
-
-
-def _renamed(slot: _Slot, name: str) -> _Slot:
-    task = replace(slot.tasks[0], name=name)
-    assert slot.part is not None
-    return _Slot((task,), replace(slot.part, tasks=(task,)))
 
 
 def common_base(known: Base, adapter: Adapter, *, force: bool) -> Base:

@@ -13,12 +13,13 @@ from ella_cli.adapter import Adapter, Layer
 from ella_cli.adapter.curvature import Curvature
 from ella_cli.adapter.curvature_file import has_curvature, read_curvature
 from ella_cli.adapter.tensor_file import TensorFile
+from ella_cli.config import Energy
 from ella_cli.errors import PastError
 from ella_cli.kernels import Factors, Kronecker
 from ella_cli.past.curvatures import curvatures_of, measured_anew
 from ella_cli.past.dense import DenseStore
 from ella_cli.past.factored import Block, FactoredStore, factored_store
-from ella_cli.past.record import Base, Energy, EnergyKind, PastTask, Record, Store
+from ella_cli.past.record import Base, EnergyKind, PastTask, Record, Store
 from ella_cli.past.record import read_record as _read_record
 from ella_cli.past.task import base_of, block_record, task_of
 

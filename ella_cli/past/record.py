@@ -13,11 +13,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ella_cli.adapter import Layer
 from ella_cli.adapter.curvature_record import CurvatureRecord
+from ella_cli.config import Energy
 from ella_cli.errors import PastError
 from ella_cli.names import is_nameable
 
 Store = Literal["factored", "dense"]
-Energy = Literal["sum", "abs", "rss", "curvature"]
 
 METADATA_KEY = "ella_past"
 # 2 is 1 with curvature, 3 to 5 hold curvatures of versions 2 to 4: an earlier reader would leave

@@ -38,7 +38,7 @@ def task_of(adapter: Adapter, *, past: Path | None = None, shrink: float | None 
         scale=adapter.sources[widest].scale,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         lam=float(lam) if isinstance(lam, int | float) and math.isfinite(lam) else None,
-        folder="" if past is None else _seen_from(past, adapter.path),
+        folder="" if past is None else seen_from(past, adapter.path),
         shrink=shrink,
     )
 
@@ -91,7 +91,8 @@ def _norm(adapter: Adapter) -> float:
     return math.sqrt(math.fsum(squares))
 
 
-def _seen_from(past: Path, folder: Path) -> str:
+def seen_from(past: Path, folder: Path) -> str:
+    """An adapter's folder as a past file's record names it: from where the file lies."""
     try:
         seen = Path(os.path.relpath(folder.resolve(), past.parent.resolve())).as_posix()
         # A name that is no text cannot stand in a JSON; --from names the folder then.

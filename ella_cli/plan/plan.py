@@ -119,7 +119,7 @@ def make_plan(
     played = play_step(skeleton, batch, device=device.type)
     method = METHODS[settings.method]
     earlier = count - 1 if method.summed else 0
-    energy = EnergyKind.asked(settings.energy or "sum", settings.last, settings.decay)
+    energy = EnergyKind.asked(settings.protects, settings.last, settings.decay)
     stores: tuple[Store, Store] = ("factored", "dense")
     pasts = tuple(
         held_past(
@@ -133,8 +133,9 @@ def make_plan(
         for one in stores
     )
     factored, dense = pasts
-    # A window needs the tasks apart, as factors keep them.
-    smaller = factored.file < dense.file or not earlier or settings.last is not None
+    # A window over coordinates needs the tasks apart, as factors keep them.
+    windowed = settings.last is not None and not energy.is_plain
+    smaller = factored.file < dense.file or not earlier or windowed
     kept = store or ("factored" if smaller else "dense")
     past = factored if kept == "factored" else dense
     curvature = (
@@ -148,8 +149,11 @@ def make_plan(
         if earlier and settings.curvature_rows
         else None
     )
-    protects = curvature if settings.energy in (None, "curvature") else None
+    protects = curvature if settings.protects == "curvature" else None
     penalty = (protects or past) if method.name == "ella" and earlier else None
+    notes = list(skeleton.notes)
+    if method.name == "olora" and earlier:
+        notes.append("olora's penalty, on the earlier adapters' A, is not counted")
     rounds = settings.gradient_accumulation_steps
     penalty_seconds = _penalty_seconds(penalty, rates)
     micro = _micro_seconds(played, rates, device)
@@ -175,7 +179,7 @@ def make_plan(
         penalty_seconds=penalty_seconds,
         step_seconds=rounds * micro + penalty_seconds,
         rates=rates,
-        notes=skeleton.notes,
+        notes=tuple(notes),
     )
 
 

@@ -29,7 +29,6 @@ class Skeleton:
     kind: Kind
     dtype: torch.dtype
     shapes: dict[str, tuple[int, int]]
-    vocabulary: int
     notes: tuple[str, ...] = ()
 
     @property
@@ -85,8 +84,7 @@ def build_skeleton(settings: RunSettings, dtype: torch.dtype) -> Skeleton:
     for name, layer in lora_layers(adapted).items():
         b, a, _ = lora_pair(layer)
         shapes[name] = (b.shape[0], a.shape[1])
-    vocabulary = config.get_text_config().vocab_size
-    return Skeleton(adapted, kind, dtype, shapes, vocabulary, tuple(notes))
+    return Skeleton(adapted, kind, dtype, shapes, tuple(notes))
 
 
 def _config(source: str) -> Any:

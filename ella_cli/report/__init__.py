@@ -2,10 +2,10 @@
 
     read_run(folder) -> RunResults           results.json, run.json and the manifests, as values
     matrix_table(run), comparison_table(runs) -> what rich prints
-    report_document(folders) -> Document      terminal, markdown and html draw it
+    make_report(folders) -> Report            terminal, markdown and html draw it
     write_html(folders, out)                  the page
 
-Importing this loads no torch; `write_html` and `report_document` load it to look into W_past.
+Importing this loads no torch; `write_html` and `make_report` load it to look into W_past.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from ella_cli.report.results import RunResults
 _NO_DIFFERENCE = {
     "seed",
     "device",
+    "data",
     "per_device_eval_batch_size",
     "save_steps",
     "output_dir",
@@ -50,7 +51,11 @@ def groups_of(runs: Sequence[RunResults]) -> tuple[Group, ...]:
         else:
             groups.append([run])
     members = [tuple(group) for groups in found.values() for group in groups]
-    names = [_name(group[0], [other[0] for other in members]) for group in members]
+    firsts = [(_label(group), group[0]) for group in members]
+    names = [
+        _name(label, run, [one for same, one in firsts if same == label and one is not run])
+        for label, run in firsts
+    ]
     return tuple(
         Group(f"{name} [{group[0].name}]" if names.count(name) > 1 else name, group)
         for name, group in zip(names, members, strict=True)
@@ -61,7 +66,8 @@ def _key(run: RunResults) -> str:
     # Runs of before importance counted in full.
     document = {**run.document, "importance": run.document.get("importance") or 1.0}
     said = [document.get(key) for key in _OF_SCORES]
-    facts = [run.label, run.accuracy.order, base_model(run), run.decode, _settings(run), said]
+    # What `auto` found is each seed's own.
+    facts = [run.kind, run.accuracy.order, base_model(run), run.decode, _settings(run), said]
     return json.dumps(facts, sort_keys=True, default=str)
 
 
@@ -71,11 +77,23 @@ def _settings(run: RunResults) -> dict[str, object]:
     return {key: value for key, value in known.items() if key not in _NO_DIFFERENCE}
 
 
-def _name(run: RunResults, firsts: Sequence[RunResults]) -> str:
-    """The label; where another group has the same, with the settings in which they differ."""
-    alike = [other for other in firsts if other.label == run.label and other is not run]
+def _label(group: Sequence[RunResults]) -> str:
+    first = group[0]
+    if all(run.label == first.label for run in group):
+        return first.label
+    # Each seed found a λ of its own.
+    return f"{first.kind} {first.rule}"
+
+
+def _name(label: str, run: RunResults, alike: Sequence[RunResults]) -> str:
+    """The label; where other groups have the same, with the settings in which they differ.
+
+    Args:
+        run: the group's first.
+        alike: the first of every other group of that label.
+    """
     if not alike:
-        return run.label
+        return label
     own = _settings(run)
     keys = [
         key
@@ -83,5 +101,5 @@ def _name(run: RunResults, firsts: Sequence[RunResults]) -> str:
         if key not in _SHOWN and any(_settings(other).get(key) != own[key] for other in alike)
     ]
     if not keys:
-        return run.label
-    return f"{run.label} ({', '.join(f'{key} {own[key]}' for key in keys[:_MOST_DIFFERENCES])})"
+        return label
+    return f"{label} ({', '.join(f'{key} {own[key]}' for key in keys[:_MOST_DIFFERENCES])})"

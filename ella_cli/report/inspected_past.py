@@ -58,10 +58,12 @@ def energy_section(report: EnergyReport) -> Section:
         )
     ]
     if total.cancelled is not None:
+        # In the sum it is gone; the other kinds count it all the same.
+        lost = report.kind == "sum"
         parts.append(
             Words(
                 f"{total.cancelled:.1%} of what the tasks wrote (Σ|ΔW|) cancelled between tasks of "
-                "opposite sign; those coordinates lost their protection."
+                f"opposite sign{'; those coordinates lost their protection' * lost}."
             )
         )
     elif report.why_no_cancelled:

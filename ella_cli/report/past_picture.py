@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ella_cli.report.document import Section
+from ella_cli.report.document import Section, Words
 from ella_cli.report.inspected_curvature import sequence_rise_section
 from ella_cli.report.inspected_past import collision_section, energy_section, spectrum_section
 from ella_cli.report.results import RunResults
@@ -41,14 +41,21 @@ def picture_past(run: RunResults) -> PastPicture | None:
     past = past_of_run(run.path, path)
     energy, spectrum = energy_of(past), spectrum_of(past)
     sections = [energy_section(energy), spectrum_section(spectrum)]
-    collisions = rises = None
-    if len(past.tasks) * (len(past.tasks) + 1) // 2 * len(past.names) <= _MOST_PAIRS:
+    collisions = None
+    pairs = len(past.tasks) * (len(past.tasks) + 1) // 2 * len(past.names)
+    if pairs <= _MOST_PAIRS:
         collisions = collisions_of(past)
         if len(collisions.tasks) > 1:
             sections.append(collision_section(collisions))
-        rises = rises_of_sequence(summed_adapters(run.path, past))
-        if rises is not None:
-            sections.append(sequence_rise_section(rises))
+    else:
+        words = (
+            f"{pairs:,} pairs of tasks and modules are left out here; `ella inspect overlap` looks "
+            "at one adapter's, `ella inspect forgetting` at a run's."
+        )
+        sections.append(Section("Overlap between tasks", (Words(words),)))
+    rises = rises_of_sequence(summed_adapters(run.path, past))
+    if rises is not None:
+        sections.append(sequence_rise_section(rises))
     return PastPicture(
         tuple(sections),
         {

@@ -13,7 +13,14 @@ from ella_cli.errors import SettingsError, ShapeError
 from ella_cli.inspect.bound import bound_of, bounds_of, module_sums, trained_lambda
 from ella_cli.kernels import Factors
 from ella_cli.past import Past
-from tests.inspect.conftest import MODULES, WriteAdapter, random_factors, updates_of
+from tests.inspect.conftest import (
+    MODULES,
+    WriteAdapter,
+    manifest_of,
+    random_factors,
+    save_adapter,
+    updates_of,
+)
 
 
 @pytest.mark.parametrize("lam", [0.5, 100.0])
@@ -96,6 +103,11 @@ def test_lambda_comes_from_the_manifest_or_must_be_given(
     assert trained_lambda(read_adapter(write_adapter("kept", 7, lam=100.0))) == (100.0,)
     free = read_adapter(write_adapter("free", 7, lam=0.0))
     assert trained_lambda(free) == ()
+    # O-LoRA's λ weighs something else.
+    for method, lams in (("olora", ()), ("ella", (0.5,))):
+        manifest = manifest_of("kept", lam=0.5, method=method)
+        folder = save_adapter(factored.path.parent / method, random_factors(7), manifest)  # type: ignore[union-attr]
+        assert trained_lambda(read_adapter(folder)) == lams
     with pytest.raises(SettingsError, match="λ above 0"):
         bounds_of(free, factored, trained_lambda(free))
     with pytest.raises(SettingsError, match="got 0"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,16 @@ def test_runs_pool_and_a_run_without_a_penalty_has_no_bound(write_run: WriteRun)
     bound, norm, *_ = report.by_transition
     assert (bound.predictor, bound.n) == ("bound (right side)", 4)
     assert (norm.n, norm.rho is not None) == (8, True)
+
+
+@pytest.mark.parametrize("settings", [{"energy": "abs"}, {"last": 1}, {"decay": 0.5}])
+def test_a_penalty_on_another_energy_than_the_sum_has_no_bound_here(
+    write_run: WriteRun, settings: dict[str, object]
+) -> None:
+    run = write_run("r", MATRIX)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"settings": settings}))
+    assert [one.bound for one in forgetting_of([run]).transitions] == [None] * 4
 
 
 def test_a_reference_run_gives_a_measured_update(write_run: WriteRun) -> None:

@@ -92,6 +92,16 @@ def test_the_dense_copy_is_the_same_past(
             accumulate([make_adapter("c", 2)], tmp_path / "bf16" / "wpast.safetensors")
 
 
+def test_a_dense_copy_knows_where_its_tasks_came_from(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    folders = [make_adapter("a", 0), make_adapter("b", 1)]
+    past = accumulate(folders, tmp_path / "w", store="factored").past
+    export_dense(past, tmp_path / "far/away")
+    left = accumulate([], tmp_path / "far/away/wpast.safetensors", drop=["a"]).past
+    assert [task.name for task in left.tasks] == ["b"]
+
+
 def test_what_was_rounded_does_not_pass_for_exact(
     make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:

@@ -84,6 +84,17 @@ def test_a_replaced_task_keeps_its_place_and_name(
         close(past.delta(name), sum(delta_of(f, name) for f in (three[0], better, three[2])))
 
 
+def test_a_strangers_folder_may_be_called_as_another_task(
+    three: list[Path], make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    accumulate(three, path)
+    stranger = make_adapter("elsewhere/task2", 9)
+    done = accumulate([], path, replace={"task1": stranger})
+    assert [task.name for task in done.past.tasks] == ["task0", "task1", "task2"]
+    assert not any("kept as" in note for note in done.notes)
+
+
 def test_a_past_emptied_of_its_tasks_can_be_filled_again(three: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     accumulate(three[:1], path)

@@ -137,6 +137,14 @@ def test_an_energy_beside_w_past_takes_a_second_matrix_and_a_window_takes_factor
     known = stores(energy="sum", last=2)["dense"]
     assert known == stores(energy="rss", last=2)["dense"] > 0
     assert roots["factored"] == plain["factored"]
+    # What weighs curvature needs no second matrix.
+    assert stores(decay=0.9) == stores() == stores(last=2)
+
+
+def test_what_a_plan_leaves_out_of_o_lora_is_said(tiny_llama: Path) -> None:
+    settings = RunSettings(model=str(tiny_llama), dtype="float32", device="cpu", method="olora")
+    plan = _plan(settings, tasks=3, tokens=64, answers=4)
+    assert "olora's penalty, on the earlier adapters' A, is not counted" in plan.notes
 
 
 def test_sequences_are_no_longer_than_the_model_has_positions(

@@ -167,6 +167,16 @@ def test_only_seeds_of_one_experiment_are_averaged(
     assert [group["runs"] for group in make_report(runs).json["comparison"]] == [["a"], ["b"]]
 
 
+def test_seeds_that_found_each_a_lambda_of_its_own_are_averaged(write_run: WriteRun) -> None:
+    runs = [
+        write_run(name, **{"seed": seed, "lambda": "auto", "lambdas": [0.0, lam], "rho": 3.0})
+        for seed, (name, lam) in enumerate({"a": 2572.8, "b": 1831.5}.items())
+    ]
+    (group,) = make_report(runs).json["comparison"]
+    assert (group["label"], group["runs"]) == ("ella λ=auto", ["a", "b"])
+    assert make_report(runs[:1]).json["comparison"][0]["label"] == "ella λ=2572.8 (auto)"
+
+
 def test_a_page_says_what_was_scored_and_after_what(write_run: WriteRun) -> None:
     empty = [[None] * len(ORDER)] * (len(ORDER) - 1)
     run = write_run("a", matrix=[*empty, MATRIX[-1]], validation=20, header=True)

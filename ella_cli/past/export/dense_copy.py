@@ -20,7 +20,9 @@ from ella_cli.past.dense import DELTA, ENERGY, DenseStore
 from ella_cli.past.export.card import write_card
 from ella_cli.past.export.exported import Exported, empty_folder
 from ella_cli.past.past import Past
+from ella_cli.past.task import seen_from
 
+_FILE = "wpast.safetensors"
 _DTYPES = {"float32": ("F32", torch.float32), "bfloat16": ("BF16", torch.bfloat16)}
 
 
@@ -52,10 +54,18 @@ def export_dense(
     }
     store_keys = tuple(layout)
     layout |= curvature_layout(past.curvatures)
+    tasks = past.tasks
+    if past.path is not None:
+        old, new = past.path.parent, folder / _FILE
+        tasks = tuple(
+            replace(task, folder=seen_from(new, old / task.folder)) if task.folder else task
+            for task in tasks
+        )
     layers = {name: past.layer(name) for name in past.names}
     record = replace(
         past.record,
         store="dense",
+        tasks=tasks,
         blocks=(),
         layers={name: layer for name, layer in layers.items() if layer.kind != "linear"},
         checksums=dict.fromkeys(store_keys, "0" * 64),
@@ -63,7 +73,7 @@ def export_dense(
     checksums = {}
     exactness = "f32 sums" if dtype == "float32" else "f32 sums rounded once to bf16"
     with empty_folder(folder) as temporary:
-        path = temporary / "wpast.safetensors"
+        path = temporary / _FILE
         with TensorFileWriter(path, layout, record.metadata()) as writer:
             for name in past.names:
                 for part in parts:
