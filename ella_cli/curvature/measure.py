@@ -150,7 +150,10 @@ def _look(
             probe = fisher_probe(logits.detach().softmax(-1), generator)
             looked_at = token_gradients(logits, probe, seen)
         yield len(labels), nats, looked_at
+        # Not held by anyone through the next pass, whose activations need the room.
+        looked_at.clear()
         seen.clear()
+        del logits, probe
         advance(1, "")
 
 
