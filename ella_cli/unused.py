@@ -18,7 +18,7 @@ def unused_settings(settings: TrainSettings) -> list[str]:
     return [
         f"--{(known[name].alias or name).replace('_', '-')} changes nothing here: {reason}"
         for name, reason in _reasons(settings)
-        if name in settings.model_fields_set
+        if name in settings.model_fields_set and getattr(settings, name) != known[name].default
     ]
 
 

@@ -44,6 +44,8 @@ def test_what_changes_nothing_is_said_with_its_reason(
         {"method": "inclora", "lambda": 0, "energy": "sum", "curvature_rows": 16},
         {"method": "replay", "replay_share": 0.1, "num_train_epochs": 2},
         {"method": "seqlora", "weight_decay": 0.1, "optim": "muon", "max_steps": 5},
+        # As `--dry-run` prints them: nobody chose these.
+        {"method": "single", "olora_l2": 0.0, "replay_share": 0.01, "energy_rank": 64},
     ],
 )
 def test_what_has_an_effect_is_not_spoken_of(settings: dict[str, Any]) -> None:

@@ -76,7 +76,8 @@ def sweep(
 
     output = Output(as_json, quiet, verbose)
     points = points_of(lambdas, seeds, settings)
-    for note in unused_settings(settings):
+    tried = tuple(point.lam if point.number is None else point.number for point in points)
+    for note in unused_settings(settings.model_copy(update={"lam": tried})):
         output.warn(note)
     if dry_run:
         from ella_cli.cli.train import print_settings

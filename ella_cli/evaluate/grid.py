@@ -80,7 +80,7 @@ def evaluate_grid(
     Raises:
         StorageError: a cell cannot be read or written.
     """
-    keys = [[_key(base, stage, task, settings) for task in tasks] for stage in stages]
+    keys = [[_keys(base, stage, task, settings) for task in tasks] for stage in stages]
     # What is there is shown, asked for or not.
     grid = [
         [_finished(_path(folder, stage, task), key) for task, key in zip(tasks, own, strict=True)]
@@ -106,7 +106,8 @@ def evaluate_grid(
                 words = f"{stage.name} on {tasks[i].spec.name}"
                 cell = score_task(base, tasks[i], settings, lambda n, w=words: advance(n, w))  # type: ignore[misc]
                 seconds = round(time.monotonic() - started, 2)
-                document = _document(cell, stage, tasks[i], settings, own[i], seconds)
+                document = _document(cell, stage, tasks[i], settings, own[i][0], seconds)
+                document["precision"] = base.precision
                 files.write_json(_path(folder, stage, tasks[i]), document)
                 row[i] = cell
     if processes.count() > 1:
@@ -188,20 +189,25 @@ def _held(stage: Stage) -> Sequence[Adapter | Past]:
     return stage.adapters if stage.past is None else (stage.past,)
 
 
-def _key(base: Base, stage: Stage, task: Task, settings: EvaluateSettings) -> str:
+def _keys(base: Base, stage: Stage, task: Task, settings: EvaluateSettings) -> tuple[str, str]:
+    """What a cell depends on; and the same as of a cell that does not tell its precision."""
     # Where rows came from, how many fit a batch and which other cells there are changes no score.
-    # Nor does how the weights' precision was asked for, but what it is does.
-    beside = {"data", "device", "per_device_eval_batch_size", "model", "cells", "dtype"}
+    beside = {"data", "device", "per_device_eval_batch_size", "model", "cells"}
+    asked = settings.model_dump(mode="json", exclude=beside)
     facts = [
         FORMAT,
         base.fingerprint,
-        base.precision,
         [held.digest for held in _held(stage)],
         task.fingerprint,
         task.spec.digest,
-        settings.model_dump(mode="json", exclude=beside),
+        asked,
         *_otherwise(base, settings),
     ]
+    # Not how the weights' precision was asked for, but what it is.
+    return _digest([{**asked, "dtype": base.precision}, *facts[:5], *facts[6:]]), _digest(facts)
+
+
+def _digest(facts: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -221,10 +227,11 @@ def _path(folder: Path, stage: Stage, task: Task) -> Path:
     return folder / stage.name / f"{task.spec.name}.json"
 
 
-def _finished(path: Path, key: str) -> Cell | None:
+def _finished(path: Path, keys: tuple[str, str]) -> Cell | None:
     if not path.is_file():
         return None
     document = files.read_object(path)
+    key = keys[0] if "precision" in document else keys[1]
     if document.get("key") != key or not {"score", "rows", "predictions"} <= document.keys():
         return None
     return Cell(document["score"], tuple(document["rows"]), tuple(document["predictions"]))

@@ -107,7 +107,7 @@ def known_single_rows(
 
 
 def _check_scored_alike(document: Mapping[str, Any], facts: Mapping[str, Any], where: Path) -> None:
-    for what in ("base_model", "decode", "header", "validation"):
+    for what in ("base_model", "decode", "header", "precision", "validation"):
         theirs, ours = (_told(one.get(what)) for one in (document, facts))
         if what in document and ours is not None and theirs != ours:
             raise SettingsError(

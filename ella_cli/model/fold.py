@@ -111,6 +111,9 @@ class Fold:
         else:
             wanted = (int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
         _check_shape(name, wanted, tuple(delta.shape))
+        if not _is_quantised(module):
+            # Once, not at every token.
+            delta = delta.to(_weight(module).device, _weight(module).dtype)
 
         def add_past(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0]

@@ -40,12 +40,7 @@ def groups_of(runs: Sequence[RunResults]) -> tuple[Group, ...]:
     found: dict[str, list[list[RunResults]]] = {}
     for run in runs:
         groups = found.setdefault(_key(run), [])
-        # Two runs of one seed, or of none that is known, are no two draws of one thing.
-        open_to = [
-            group
-            for group in groups
-            if run.seed is not None and all(one.seed not in (None, run.seed) for one in group)
-        ]
+        open_to = [group for group in groups if all(_two_draws(one, run) for one in group)]
         if open_to:
             open_to[0].append(run)
         else:
@@ -60,6 +55,12 @@ def groups_of(runs: Sequence[RunResults]) -> tuple[Group, ...]:
         Group(f"{name} [{group[0].name}]" if names.count(name) > 1 else name, group)
         for name, group in zip(names, members, strict=True)
     )
+
+
+def _two_draws(one: RunResults, other: RunResults) -> bool:
+    """Whether runs of one key are two draws of one thing: other seeds, and not other precisions."""
+    precisions = {one.document.get("precision"), other.document.get("precision")} - {None}
+    return one.seed != other.seed and None not in (one.seed, other.seed) and len(precisions) < 2
 
 
 def _key(run: RunResults) -> str:

@@ -14,6 +14,8 @@ from ella_cli.run_paths import RunPaths
 
 # Pairs of tasks times modules: about 3 ms each for 1024 × 1024 at rank 8 on one core.
 _MOST_PAIRS = 5000
+# The same, of curvature: about 1 ms each for SmolLM2's modules, so that fifteen tasks take seconds.
+_MOST_RISES = 10_000
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ def picture_past(run: RunResults) -> PastPicture | None:
             sections.append(collision_section(collisions))
     else:
         words = (
-            f"{pairs:,} pairs of tasks and modules are left out here; `ella inspect overlap` looks "
-            "at one adapter's, `ella inspect forgetting` at a run's."
+            f"The overlaps of {pairs:,} pairs of tasks and modules are left out here; "
+            "`ella inspect overlap` looks at one adapter's, `ella inspect forgetting` at a run's."
         )
         sections.append(Section("Overlap between tasks", (Words(words),)))
-    rises = rises_of_sequence(summed_adapters(run.path, past))
+    rises = None
+    if pairs <= _MOST_RISES:
+        rises = rises_of_sequence(summed_adapters(run.path, past))
     if rises is not None:
         sections.append(sequence_rise_section(rises))
     return PastPicture(

@@ -9,7 +9,7 @@ from typing import Any
 from ella_cli import files, processes
 from ella_cli.adapter import Adapter
 from ella_cli.config import EvaluateSettings, RunSettings
-from ella_cli.errors import SettingsError
+from ella_cli.errors import SettingsError, StorageError
 from ella_cli.evaluate.grid import Cell, Stage, evaluate_grid
 from ella_cli.evaluate.results import known_single_rows, results_document
 from ella_cli.model.base import Base
@@ -75,9 +75,9 @@ def _alone_before(
     """What an earlier command was given for plasticity FWT, where it is still scored alike."""
     try:
         return known_single_rows(run.results, tasks, facts)
-    except SettingsError as error:
+    except (SettingsError, StorageError) as error:
         progress.warn(
-            f"plasticity FWT is left out: {error.message}; give --single a run scored like this one"
+            f"plasticity FWT is left out: {error.message}; name a run that fits with --single"
         )
         return None
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ella_cli.config import RunSettings, resolve_settings
@@ -60,7 +61,8 @@ class Point:
 def usual_lambdas(base: RunSettings) -> str:
     """λ worth trying where none are named: what is penalised decides their size."""
     if base.method == "olora":
-        return "0,0.05,0.5,5"
+        # The second weight stands beside a first.
+        return "0.05,0.5,5" if base.olora_l2 else "0,0.05,0.5,5"
     # With curvature, auto is 10.
     return "0,1,100,auto" if base.protects == "curvature" else "0,1e3,1e4,1e5,auto"
 
@@ -102,6 +104,13 @@ def sweep_name(base: RunSettings) -> str:
         # As in sweeps begun before there was one.
         del facts["importance"]
     return "ella-" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def settings_digest(base: RunSettings) -> str:
+    """Equal for sweeps that may share a study of any name: paths may differ between machines."""
+    facts = base.model_dump(mode="json", exclude={*_OWN, "model", "order"})
+    facts["tasks"] = [Path(task).name for task in resolve_order(base.order)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def lambda_order(lams: Sequence[str]) -> list[str]:

@@ -89,7 +89,7 @@ def check_same(study: Study, settings: str) -> None:
     """Makes sure that everyone who shares the study sweeps the same.
 
     Args:
-        settings: `sweep_name` of this sweep's.
+        settings: `settings_digest` of this sweep's.
 
     Raises:
         SettingsError: the study is of another sweep.
@@ -104,7 +104,20 @@ def check_same(study: Study, settings: str) -> None:
     elif theirs != settings:
         raise SettingsError(
             f"the study {study.study_name} is of a sweep with other settings",
-            hint="give another --study; only λ, seeds, data's folder and the device may differ",
+            hint="give another --study; only λ, seeds, the device and where model and data lie may "
+            "differ",
+        )
+
+
+def check_still_ours(study: Study, settings: str) -> None:
+    """
+    Raises:
+        SettingsError: another sweep took the study in the moment before either had begun.
+    """
+    if study.user_attrs.get(SETTINGS, settings) != settings:
+        raise SettingsError(
+            f"another sweep has begun in the study {study.study_name}",
+            hint="give another --study",
         )
 
 

@@ -29,7 +29,7 @@ from ella_cli.sweep.outcome import (
     outcomes,
     rivals,
 )
-from ella_cli.sweep.points import Point, sweep_name
+from ella_cli.sweep.points import Point, settings_digest, sweep_name
 from ella_cli.sweep.study import check_same, fill_queue, open_study, release_dead, settled
 from ella_cli.sweep.worker import Job, work
 
@@ -83,10 +83,11 @@ def run_sweep(
         )
     _check_tasks(base, points, progress)
     name = study_name or sweep_name(base)
-    _claim(folder, name, sweep_name(base))
+    settings = settings_digest(base)
+    _claim(folder, name, settings)
     url = storage or f"sqlite:///{(folder / 'study.db').resolve()}"
     study = open_study(url, name)
-    check_same(study, sweep_name(base))
+    check_same(study, settings)
     release_dead(study, folder)
     fill_queue(study, points, folder, failed_too=True)
     job = Job(base, tuple(points), folder, url, name, command)
@@ -118,14 +119,11 @@ def _claim(folder: Path, name: str, settings: str) -> None:
 
 
 def _check_tasks(base: RunSettings, points: Sequence[Point], progress: Progress) -> None:
-    """What no run could use should stop the sweep, not fail a run of it hours later."""
-    from ella_cli.sequence import check_run, load_tasks
+    """Data that no run could use should stop the sweep, not fail every run of it."""
+    from ella_cli.sequence import load_tasks
     from ella_cli.tasks import resolve_order
 
-    order = resolve_order(base.order)
-    for point in points:
-        check_run(point.settings(base), order)
-    load_tasks(order, points[0].settings(base), progress)
+    load_tasks(resolve_order(base.order), points[0].settings(base), progress)
 
 
 def _work_together(job: Job, count: int, study: Study, progress: Progress) -> None:

@@ -14,10 +14,11 @@ from ella_cli.errors import EllaError, SettingsError
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.report.results import read_stages
 from ella_cli.sweep.outcome import FIGURES
-from ella_cli.sweep.points import Point
+from ella_cli.sweep.points import Point, settings_digest
 from ella_cli.sweep.study import (
     ERROR,
     RESULT,
+    check_still_ours,
     fill_queue,
     is_finished,
     open_study,
@@ -57,7 +58,9 @@ def work(job: Job, progress: Progress = SILENCE) -> None:
 
         torch.set_num_threads(job.threads)
     study = open_study(job.storage, job.study)
+    settings = settings_digest(job.base)
     while True:
+        check_still_ours(study, settings)
         release_dead(study, job.folder)
         fill_queue(study, job.points, job.folder)
         if trials_of(study, job.points, "WAITING"):
@@ -141,7 +144,8 @@ def _order(job: Job, point: Point, progress: Progress) -> dict[str, Any]:
             raise
         # Another machine's, in another precision: it saves time where it fits, and no more.
         progress.note(f"the first stage is trained here: {error.message}")
-        return run()
+    # The error holds the model that was loaded for nothing; here it is gone.
+    return run()
 
 
 def _first_stage(job: Job, point: Point) -> Path | None:

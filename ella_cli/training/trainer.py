@@ -310,7 +310,8 @@ def build_trainer(
     if arguments.n_gpu > 1:
         # One process computes on one device; Trainer would share out a batch n times as large.
         arguments._n_gpu = 1
-    if base.device.type == "cuda" and arguments.device != base.device:
+    elsewhere = base.device.type == "cuda" and arguments.device != base.device
+    if elsewhere and arguments.world_size == 1:
         # Alone, a process is given the first GPU whichever the model lies on.
         torch.cuda.set_device(base.device)
         vars(arguments)["_setup_devices"] = base.device

@@ -177,6 +177,15 @@ def test_seeds_that_found_each_a_lambda_of_its_own_are_averaged(write_run: Write
     assert make_report(runs[:1]).json["comparison"][0]["label"] == "ella λ=2572.8 (auto)"
 
 
+def test_runs_of_two_precisions_are_not_averaged(write_run: WriteRun) -> None:
+    runs = [
+        write_run("a", seed=0, precision="float32"),
+        write_run("b", seed=1, precision="bfloat16"),
+        write_run("c", seed=2),
+    ]
+    assert [g["runs"] for g in make_report(runs).json["comparison"]] == [["a", "c"], ["b"]]
+
+
 def test_a_page_says_what_was_scored_and_after_what(write_run: WriteRun) -> None:
     empty = [[None] * len(ORDER)] * (len(ORDER) - 1)
     run = write_run("a", matrix=[*empty, MATRIX[-1]], validation=20, header=True)

@@ -20,6 +20,7 @@ from ella_cli.errors import (
     StorageError,
     TaskError,
 )
+from ella_cli.evaluate import grid
 from ella_cli.inspect.run_stages import past_before
 from ella_cli.past import read_past
 from ella_cli.progress import Silence
@@ -202,6 +203,13 @@ def test_what_tasks_scored_alone_stays_with_a_run_that_is_scored_again(
     assert "plasticity FWT is left out: demo-topic was scored alone on 4 test rows" in heard[-1]
 
 
+def test_results_that_were_cut_are_made_again(finished: Path, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    whole = json.loads(run.results.read_text())
+    run.results.write_text(run.results.read_text()[:100])
+    assert evaluate_run(run.path, EvaluateSettings()) == whole
+
+
 def test_a_run_is_scored_in_the_precision_it_was_trained_in(
     finished: Path, tmp_path: Path, tiny_llama: Path
 ) -> None:
@@ -217,6 +225,23 @@ def test_a_run_is_scored_in_the_precision_it_was_trained_in(
     assert cell.stat().st_mtime_ns == before
     assert evaluate_run(run.path, EvaluateSettings(dtype="bfloat16"))["precision"] == "bfloat16"
     assert cell.stat().st_mtime_ns > before
+
+
+def test_a_cell_of_before_precision_was_noted_is_known_by_what_was_asked_for(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    cell = run.scores / "01-demo-topic/demo-topic.json"
+    keys = grid._keys
+    with monkeypatch.context() as patch:
+        patch.setattr(grid, "_keys", lambda *facts: (keys(*facts)[1],) * 2)
+        evaluate_run(run.path, EvaluateSettings())
+    document = json.loads(cell.read_text())
+    assert document.pop("precision") == "float32"
+    cell.write_text(json.dumps(document))
+    before = cell.stat().st_mtime_ns
+    evaluate_run(run.path, EvaluateSettings())
+    assert cell.stat().st_mtime_ns == before
 
 
 def test_a_run_at_work_is_not_scored_beside_it_and_clears_what_was_cut_off(

@@ -66,6 +66,7 @@ def test_numbers_go_by_size_and_words_last() -> None:
         ({"energy": "sum"}, ["0", "1000", "10000", "100000", "auto"]),
         ({"curvature_rows": 0}, ["0", "1000", "10000", "100000", "auto"]),
         ({"method": "olora"}, ["0", "0.05", "0.5", "5"]),
+        ({"method": "olora", "olora_l2": 0.1}, ["0.05", "0.5", "5"]),
     ],
 )
 def test_what_is_penalised_decides_the_usual_lambdas(
