@@ -57,6 +57,8 @@ MethodName = Literal["ella", "inclora", "seqlora", "olora", "replay", "single", 
 Energy = Literal["sum", "abs", "rss", "curvature"]
 # Each task gets an adapter of its own, and the model is the base plus all of them.
 SUMMED_METHODS = frozenset({"ella", "inclora", "olora", "replay"})
+# Settings that change where, how fast or how much is computed, never what comes out.
+FREE = frozenset({"device", "per_device_eval_batch_size", "save_steps", "cells"})
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 

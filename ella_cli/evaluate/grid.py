@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ella_cli import files, processes
 from ella_cli.adapter import Adapter
-from ella_cli.config import EvalFields, EvaluateSettings
+from ella_cli.config import FREE, EvalFields, EvaluateSettings
 from ella_cli.evaluate.decode import generate_answers, rank_labels, sees_all
 from ella_cli.kernels import add_update
 from ella_cli.model.base import Base
@@ -106,8 +106,9 @@ def evaluate_grid(
                 words = f"{stage.name} on {tasks[i].spec.name}"
                 cell = score_task(base, tasks[i], settings, lambda n, w=words: advance(n, w))  # type: ignore[misc]
                 seconds = round(time.monotonic() - started, 2)
-                document = _document(cell, stage, tasks[i], settings, own[i][0], seconds)
-                document["precision"] = base.precision
+                document = _document(
+                    cell, stage, tasks[i], settings, base.precision, own[i][0], seconds
+                )
                 files.write_json(_path(folder, stage, tasks[i]), document)
                 row[i] = cell
     if processes.count() > 1:
@@ -191,24 +192,23 @@ def _held(stage: Stage) -> Sequence[Adapter | Past]:
 
 def _keys(base: Base, stage: Stage, task: Task, settings: EvaluateSettings) -> tuple[str, str]:
     """What a cell depends on; and the same as of a cell that does not tell its precision."""
-    # Where rows came from, how many fit a batch and which other cells there are changes no score.
-    beside = {"data", "device", "per_device_eval_batch_size", "model", "cells"}
-    asked = settings.model_dump(mode="json", exclude=beside)
-    facts = [
-        FORMAT,
-        base.fingerprint,
-        [held.digest for held in _held(stage)],
-        task.fingerprint,
-        task.spec.digest,
-        asked,
-        *_otherwise(base, settings),
-    ]
+    # Where rows and model came from changes no score; the fingerprints tell what they were.
+    asked = settings.model_dump(mode="json", exclude={*FREE, "data", "model"})
+
+    def key(dtype: str) -> str:
+        facts = [
+            FORMAT,
+            base.fingerprint,
+            [held.digest for held in _held(stage)],
+            task.fingerprint,
+            task.spec.digest,
+            asked | {"dtype": dtype},
+            *_otherwise(base, settings),
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
     # Not how the weights' precision was asked for, but what it is.
-    return _digest([{**asked, "dtype": base.precision}, *facts[:5], *facts[6:]]), _digest(facts)
-
-
-def _digest(facts: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return key(base.precision), key(settings.dtype)
 
 
 def _otherwise(base: Base, settings: EvaluateSettings) -> list[object]:
@@ -238,7 +238,13 @@ def _finished(path: Path, keys: tuple[str, str]) -> Cell | None:
 
 
 def _document(
-    cell: Cell, stage: Stage, task: Task, settings: EvaluateSettings, key: str, seconds: float
+    cell: Cell,
+    stage: Stage,
+    task: Task,
+    settings: EvaluateSettings,
+    precision: str,
+    key: str,
+    seconds: float,
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -249,6 +255,7 @@ def _document(
         "task": task.spec.name,
         "metric": task.spec.metric,
         "decode": settings.decode,
+        "precision": precision,
         "score": cell.score,
         "rows": list(cell.rows),
         "predictions": list(cell.predictions),

@@ -6,19 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ella_cli.config import FREE
 from ella_cli.report.provenance import base_model
 from ella_cli.report.results import RunResults
 
-# Settings that say where or how fast something is computed, or which sample was drawn.
-_NO_DIFFERENCE = {
-    "seed",
-    "device",
-    "data",
-    "per_device_eval_batch_size",
-    "save_steps",
-    "output_dir",
-    "cells",
-}
+# What is computed where or how fast, and which sample was drawn.
+_NO_DIFFERENCE = FREE | {"seed", "data", "output_dir"}
 # What results say of themselves, which a run that was scored anew has in other words than its own.
 _OF_SCORES = (
     "base_model", "header", "validation", "test_rows", "importance", "lambda", "rho", "adapters",

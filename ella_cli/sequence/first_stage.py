@@ -11,12 +11,12 @@ from ella_cli import files, processes
 from ella_cli.adapter import Adapter
 from ella_cli.adapter.curvature_file import CURVATURE, read_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
-from ella_cli.config import CurvatureFields, RunSettings
+from ella_cli.config import FREE, CurvatureFields, RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.manifest import MANIFEST
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.run_paths import stage_name
-from ella_cli.sequence.run_folder import FREE, RunFolder
+from ella_cli.sequence.run_folder import RunFolder
 from ella_cli.training.methods import METHODS
 
 # They decide what comes after the first task, or only how it is scored.

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from ella_cli import files, processes
 from ella_cli.adapter import Adapter, read_adapter
-from ella_cli.config import RunSettings
+from ella_cli.config import FREE, RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.manifest import MANIFEST
 from ella_cli.run_paths import RunPaths
@@ -20,9 +20,6 @@ from ella_cli.training.manifest import versions
 from ella_cli.training.methods import METHODS, Method
 
 FORMAT = 1
-
-# Settings that change where, how fast or how much is computed, never what comes out.
-FREE = {"device", "per_device_eval_batch_size", "save_steps", "cells"}
 
 # Hashes say nothing to people.
 _FACTS = {

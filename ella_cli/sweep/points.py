@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ella_cli.config import RunSettings, resolve_settings
+from ella_cli.config import FREE, RunSettings, resolve_settings
 from ella_cli.errors import SettingsError
 from ella_cli.sequence.run import check_run
-from ella_cli.sequence.run_folder import FREE
 from ella_cli.tasks import resolve_order
 from ella_cli.training.methods import METHODS
 
@@ -99,7 +98,7 @@ def points_of(lambdas: str | None, seeds: int, base: RunSettings) -> tuple[Point
 
 def sweep_name(base: RunSettings) -> str:
     """Equal for the same sweep, on whatever machine: a name from all that decides its results."""
-    facts = base.model_dump(mode="json", exclude=_OWN)
+    facts = base.model_dump(mode="json", exclude=set(_OWN))
     if base.importance == 1:
         # As in sweeps begun before there was one.
         del facts["importance"]

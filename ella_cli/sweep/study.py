@@ -85,6 +85,16 @@ def _study(storage: str, name: str) -> Study:
     )
 
 
+def claim_study(study: Study, settings: str) -> None:
+    """Notes whose study it is, if none of its runs has been made or begun; then `check_same`."""
+    begun = any(
+        trial.state.name in ("COMPLETE", "RUNNING") for trial in study.get_trials(deepcopy=False)
+    )
+    if SETTINGS not in study.user_attrs or not begun:
+        study.set_user_attr(SETTINGS, settings)
+    check_same(study, settings)
+
+
 def check_same(study: Study, settings: str) -> None:
     """Makes sure that everyone who shares the study sweeps the same.
 
@@ -92,32 +102,13 @@ def check_same(study: Study, settings: str) -> None:
         settings: `settings_digest` of this sweep's.
 
     Raises:
-        SettingsError: the study is of another sweep.
+        SettingsError: the study is of another sweep, which may have taken it just now.
     """
-    theirs = study.user_attrs.get(SETTINGS)
-    begun = any(
-        trial.state.name in ("COMPLETE", "RUNNING") for trial in study.get_trials(deepcopy=False)
-    )
-    if theirs is None or not begun:
-        # New, or of before this was noted, or none of its runs could be made.
-        study.set_user_attr(SETTINGS, settings)
-    elif theirs != settings:
+    if study.user_attrs.get(SETTINGS, settings) != settings:
         raise SettingsError(
             f"the study {study.study_name} is of a sweep with other settings",
             hint="give another --study; only λ, seeds, the device and where model and data lie may "
             "differ",
-        )
-
-
-def check_still_ours(study: Study, settings: str) -> None:
-    """
-    Raises:
-        SettingsError: another sweep took the study in the moment before either had begun.
-    """
-    if study.user_attrs.get(SETTINGS, settings) != settings:
-        raise SettingsError(
-            f"another sweep has begun in the study {study.study_name}",
-            hint="give another --study",
         )
 
 

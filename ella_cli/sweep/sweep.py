@@ -30,7 +30,7 @@ from ella_cli.sweep.outcome import (
     rivals,
 )
 from ella_cli.sweep.points import Point, settings_digest, sweep_name
-from ella_cli.sweep.study import check_same, fill_queue, open_study, release_dead, settled
+from ella_cli.sweep.study import claim_study, fill_queue, open_study, release_dead, settled
 from ella_cli.sweep.worker import Job, work
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def run_sweep(
     _claim(folder, name, settings)
     url = storage or f"sqlite:///{(folder / 'study.db').resolve()}"
     study = open_study(url, name)
-    check_same(study, settings)
+    claim_study(study, settings)
     release_dead(study, folder)
     fill_queue(study, points, folder, failed_too=True)
     job = Job(base, tuple(points), folder, url, name, command)

@@ -18,7 +18,7 @@ from ella_cli.sweep.points import Point, settings_digest
 from ella_cli.sweep.study import (
     ERROR,
     RESULT,
-    check_still_ours,
+    check_same,
     fill_queue,
     is_finished,
     open_study,
@@ -60,7 +60,7 @@ def work(job: Job, progress: Progress = SILENCE) -> None:
     study = open_study(job.storage, job.study)
     settings = settings_digest(job.base)
     while True:
-        check_still_ours(study, settings)
+        check_same(study, settings)
         release_dead(study, job.folder)
         fill_queue(study, job.points, job.folder)
         if trials_of(study, job.points, "WAITING"):

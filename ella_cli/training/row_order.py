@@ -29,7 +29,8 @@ class RowOrder(Sampler[int]):
         seed: of the whole task.
         epoch: tells which epoch begins.
         group: rows of one step, to be of like length; None for a plain shuffle.
-        missing: rows of no answer at the end, each of the index after the last row.
+        at_once: rows that processes take together; what an epoch lacks of a multiple of it are
+            rows of no answer, each of the index after the last row.
     """
 
     def __init__(
@@ -38,13 +39,13 @@ class RowOrder(Sampler[int]):
         seed: int,
         epoch: Callable[[], int],
         group: int | None,
-        missing: int = 0,
+        at_once: int = 1,
     ) -> None:
         self._lengths = list(lengths)
         self._seed = seed
         self._epoch = epoch
         self._group = group
-        self._missing = missing
+        self._missing = -len(lengths) % at_once
 
     def __len__(self) -> int:
         return len(self._lengths) + self._missing
@@ -57,8 +58,3 @@ class RowOrder(Sampler[int]):
         else:
             order = get_length_grouped_indices(self._lengths, self._group, generator=generator)  # type: ignore[no-untyped-call]
         return iter([*order, *[count] * self._missing])
-
-
-def rows_missing(count: int, at_once: int) -> int:
-    """How many an epoch of `count` rows lacks, where processes take `at_once` together."""
-    return -count % at_once

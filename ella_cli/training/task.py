@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ella_cli import files, processes
-from ella_cli.config import CurvatureFields, DataFields, TrainSettings
+from ella_cli.config import FREE, CurvatureFields, DataFields, TrainSettings
 from ella_cli.curvature import Measured
 from ella_cli.errors import NonFiniteError
 from ella_cli.manifest import MANIFEST
@@ -219,7 +219,7 @@ def _checkpoint_folder(
     # Not how a run is scored: that may be another when it is gone on with.
     decide = TrainSettings.model_fields.keys() - CurvatureFields.model_fields.keys()
     # Nor how the weights' precision was asked for, but what it is.
-    decide -= {"save_steps", "device", "dtype"}
+    decide -= FREE | {"dtype"}
     facts = [
         base.fingerprint,
         base.precision,

@@ -35,7 +35,7 @@ from ella_cli.tasks.batches import IGNORED
 from ella_cli.training.checkpoints import whole_checkpoint
 from ella_cli.training.manifest import curves
 from ella_cli.training.mixin import EllaTrainerMixin
-from ella_cli.training.row_order import RowOrder, rows_missing
+from ella_cli.training.row_order import RowOrder
 from ella_cli.training.signs import Course
 from ella_cli.training.strength import Strength
 
@@ -107,9 +107,8 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
             args.seed,
             lambda: int(self.state.epoch or 0),
             group=step if args.train_sampling_strategy == "group_by_length" else None,
-            missing=rows_missing(len(lengths), args.train_batch_size * args.world_size)
-            if args.world_size > 1
-            else 0,
+            # Alone, a process may take fewer at the end.
+            at_once=args.train_batch_size * args.world_size if args.world_size > 1 else 1,
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

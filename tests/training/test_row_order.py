@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 
-from ella_cli.training.row_order import RowOrder, rows_missing
+from ella_cli.training.row_order import RowOrder
 
 LENGTHS = [5, 9, 2, 7, 3, 8, 6, 4, 1, 10]
 
 
-def _order(epoch: int = 0, seed: int = 0, group: int | None = 4, missing: int = 0) -> list[int]:
-    return list(RowOrder(LENGTHS, seed, lambda: epoch, group, missing))
+def _order(epoch: int = 0, seed: int = 0, group: int | None = 4) -> list[int]:
+    return list(RowOrder(LENGTHS, seed, lambda: epoch, group))
 
 
 @pytest.mark.parametrize("group", [None, 4])
@@ -25,10 +25,8 @@ def test_each_row_comes_once_an_epoch_in_the_order_of_its_seed(group: int | None
 
 
 def test_what_a_last_step_lacks_are_rows_of_no_answer() -> None:
-    missing = rows_missing(len(LENGTHS), 4)
-    assert missing == 2
-    padded = RowOrder(LENGTHS, 0, lambda: 0, 4, missing)
+    padded = RowOrder(LENGTHS, 0, lambda: 0, 4, at_once=4)
     assert len(padded) == 12
     assert list(padded) == [*_order(), 10, 10]
     assert Counter(padded)[10] == 2
-    assert rows_missing(12, 4) == 0
+    assert len(RowOrder([*LENGTHS, 1, 1], 0, lambda: 0, 4, at_once=4)) == 12
