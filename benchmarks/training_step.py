@@ -6,6 +6,10 @@ One step is forward, backward and AdamW on one batch of a task's first rows, LoR
 v; `--model`, `--device` and `--batch` say of what, where and how many. On the CPU the clock is the
 processor time of one thread, so that neighbours on a shared machine count little; on CUDA it is
 wall time up to the end of the last kernel. The kinds of step take turns all the same.
+
+A penalty is a small part of a step, and steps differ by more than that on a shared machine. So each
+is also timed alone, forward and backward, right after a step that had none, which has left nothing
+of it in the caches.
 """
 
 from __future__ import annotations
@@ -84,6 +88,15 @@ def seconds(
     return clock() - begun
 
 
+def seconds_alone(penalty: Penalty, model: PeftModel) -> float:
+    clock = _clock(model.device)
+    begun = clock()
+    (1e-9 * penalty()).backward()
+    taken = clock() - begun
+    model.zero_grad()
+    return taken
+
+
 def _clock(device: torch.device) -> Callable[[], float]:
     if device.type != "cuda":
         return time.thread_time
@@ -130,9 +143,14 @@ def main() -> None:
                 "curvature": CurvaturePenalty(model, past),
             }
             taken: dict[str, list[float]] = {name: [] for name in penalties}
+            alone: dict[str, list[float]] = {name: [] for name in penalties}
             for _ in range(asked.rounds + 1):
                 for name, penalty in penalties.items():
                     taken[name].append(seconds(model, inputs, optimizer, penalty))
+                for name, penalty in penalties.items():
+                    if penalty is not None:
+                        seconds(model, inputs, optimizer, None)
+                        alone[name].append(seconds_alone(penalty, model))
         # The first step of each also pays for memory and code.
         medians = {name: statistics.median(times[1:]) for name, times in taken.items()}
         shown = ", ".join(
@@ -140,6 +158,12 @@ def main() -> None:
             for name, one in medians.items()
         )
         print(f"{tasks:>4} past tasks: {shown}; medians of {asked.rounds}", flush=True)
+        parts = {name: statistics.median(times[1:]) for name, times in alone.items() if times}
+        shown = ", ".join(
+            f"{name} {1e3 * one:.0f} ms ({one / medians['without']:.1%})"
+            for name, one in parts.items()
+        )
+        print(f"{'':>4} alone: {shown}", flush=True)
 
 
 if __name__ == "__main__":
