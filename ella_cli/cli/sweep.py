@@ -97,7 +97,7 @@ def sweep(
             storage=storage,
             study_name=study,
             processes=processes,
-            command=shlex.join(["ella", *sys.argv[1:]]),
+            command=_command(storage),
             progress=progress,
         )
     (section,) = done.document.sections
@@ -105,3 +105,14 @@ def sweep(
     output.result(done.json, *shown[:-1])
     output.say(str(output_dir / "sweep.svg"), label="plot")
     output.say(str(output_dir / "sweep.html"), label="page")
+
+
+def _command(storage: str | None) -> str:
+    """The command as each run notes it; runs are shown around, a database's password is not."""
+    words = ["ella", *sys.argv[1:]]
+    if storage:
+        from ella_cli.sweep.study import without_password
+
+        shown = without_password(storage)
+        words = [word.replace(storage, shown) for word in words]
+    return shlex.join(words)

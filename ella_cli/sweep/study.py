@@ -8,6 +8,7 @@ once by the lock on its run's folder, which dies with it; its run goes back into
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 import warnings
@@ -33,6 +34,8 @@ HEARTBEAT = 30
 GRACE = 120
 # How long a process waits for its turn to write the SQLite file.
 _SQLITE_PATIENCE = 60
+# What may hold a password in a URL's query: sslpassword, passwd, a whole ODBC connection.
+_SECRET = re.compile("pass|pwd|secret|token|odbc", re.IGNORECASE)
 # How often a study is asked for, and the seconds between, before its storage counts as unusable.
 _ATTEMPTS = 4
 _PAUSE = 0.5
@@ -60,7 +63,7 @@ def open_study(storage: str, name: str) -> Study:
                 time.sleep(attempt * _PAUSE)
                 continue
             raise StorageError(
-                f"cannot use the storage {_without_password(storage)}: {_first_line(error)}",
+                f"cannot use the storage {without_password(storage)}: {_first_line(error)}",
                 hint="give a URL as SQLAlchemy takes it, such as sqlite:///sweep.db or "
                 "postgresql://user@host/name, and install its driver",
             ) from error
@@ -253,11 +256,14 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """The URL as it may be shown: no password, nor what drivers take one as behind the `?`."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        whole = make_url(url)
     except ArgumentError:
         return url
+    secret = [name for name in whole.query if _SECRET.search(name)]
+    return whole.difference_update_query(secret).render_as_string(hide_password=True)
