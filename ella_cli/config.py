@@ -133,8 +133,11 @@ class OptimFields(Settings):
         8, "Sequences a step and device.", panel="Training", ge=1
     )
     gradient_accumulation_steps: int = _field(1, "Micro-batches a step.", panel="Training", ge=1)
-    optim: Literal["adamw", "muon"] = _field(
-        "adamw", "AdamW, or Muon at the learning rate that fits AdamW.", panel="Training"
+    optim: Literal["adamw", "adamw-past", "muon"] = _field(
+        "adamw",
+        "AdamW, AdamW in the eigenbasis of the past's curvature, which learns later tasks better, "
+        "or Muon at the learning rate that fits AdamW.",
+        panel="Training",
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.", panel="Training", gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = _field(

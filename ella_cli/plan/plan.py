@@ -30,7 +30,11 @@ FORMAT = 1
 # glibc keeps freed blocks of up to 32 MB that the next tensor may not fit: 20 to 30 % of the
 # activations of SmolLM2, next to nothing with MALLOC_MMAP_THRESHOLD_ set (docs/results.md).
 _ALLOCATOR_SHARE = 0.25
-_STATES = {"adamw": (2, "AdamW's two moments"), "muon": (1, "Muon's momentum")}
+_STATES = {
+    "adamw": (2, "AdamW's two moments"),
+    "adamw-past": (2, "AdamW's two moments"),
+    "muon": (1, "Muon's momentum"),
+}
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,9 @@ def _deciding(run: RunFolder, task: str) -> dict[str, Any]:
     # Weighs the first adapter too, but in one method only.
     if settings.get("method") != "olora":
         kept["olora_l2"] = 0.0
+    # The same without a past.
+    if settings.get("optim") == "adamw-past":
+        kept["optim"] = "adamw"
     return {
         **kept,
         "base": record["base"].get("fingerprint"),

@@ -56,7 +56,7 @@ def model_card(manifest: Mapping[str, Any], settings: TrainSettings) -> str:
     ])  # fmt: skip
 
 
-_OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
+_OPTIMIZERS = {"adamw": "AdamW", "adamw-past": "AdamW in the past's eigenbasis", "muon": "Muon"}
 
 
 def _ground(manifest: Mapping[str, Any], settings: TrainSettings) -> str:

@@ -27,6 +27,7 @@ from ella_cli.training.assignment import (
     stage_manifest,
     stage_seed,
 )
+from ella_cli.training.basis import PastBasis
 from ella_cli.training.card import model_card
 from ella_cli.training.carried import carried_lora
 from ella_cli.training.checkpoints import last_checkpoint
@@ -203,6 +204,9 @@ def _trainer(
             rho=settings.rho,
         )
         progress.note(f"{assignment.name}: {trainer.strength}")
+    if settings.optim == "adamw-past" and isinstance(trainer.penalty, CurvaturePenalty):
+        assert assignment.past is not None
+        trainer.basis = PastBasis(model, assignment.past)
     if trainer.penalty is None:
         # Nothing to weigh: a first task is the same whatever λ was asked for.
         trainer.strength = Strength(0.0)

@@ -32,6 +32,7 @@ from ella_cli.model.base import Base
 from ella_cli.model.lora import update_norms
 from ella_cli.progress import Advance
 from ella_cli.tasks.batches import IGNORED
+from ella_cli.training.basis import PastBasis
 from ella_cli.training.checkpoints import whole_checkpoint
 from ella_cli.training.manifest import curves
 from ella_cli.training.mixin import EllaTrainerMixin
@@ -50,12 +51,14 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         step_ce: cross-entropy of the step under way, nats per answer token.
         good: the trained weights at the last step whose loss was finite.
         strength: its λ, and how it was found.
+        basis: the coordinates that the optimizer steps in; None for the weights' own.
         saves_the_end: whether the last step leaves a checkpoint, whatever `save_steps` says.
     """
 
     step_ce: float = 0.0
     good: dict[str, Tensor]
     strength: Strength
+    basis: PastBasis | None = None
     saves_the_end: bool = False
     _failed: NonFiniteError | None = None
 
@@ -93,6 +96,13 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         if self.accelerator.sync_gradients:
             self.good = trained_weights(model)
         return loss
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.basis is not None and made:
+            self.basis.attach(optimizer)
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args = self.args
