@@ -3,7 +3,7 @@
     python -m benchmarks.held_out RUN --data DATA --stage 2 --penalties sum:0 curvature:10 ...
 
 RUN is an `ella run` whose first `--stage` tasks are trained, with curvature. The task after them is
-trained anew for each `energy:λ`; then cross-entropy, divergence from the answers before, and greedy
+trained anew for each `energy:λ` or `energy:λ:optimizer`; then cross-entropy, divergence from the answers before, and greedy
 accuracy are measured on train rows of each that its own stage was not trained on. No test row is
 read. This is how the default strength was chosen (docs/results.md).
 """
@@ -85,9 +85,9 @@ def main() -> None:
     before = look(base, earlier, tasks, settings)
     rows = [row_of("before", tasks, before, before)]
     for penalty in given.penalties:
-        energy, _, lam = penalty.partition(":")
+        energy, lam, *optim = penalty.split(":")
         values = {"energy": energy, "lam": float(lam), "curvature_rows": 0, "method": "ella"}
-        asked = settings.model_copy(update=values)
+        asked = settings.model_copy(update=values | {"optim": (optim or [settings.optim])[0]})
         assignment = Assignment(
             tasks[-1].spec.name, tasks[-1:], given.stage, Past.of(earlier), tuple(earlier)
         )
@@ -96,6 +96,7 @@ def main() -> None:
             adapter = read_adapter(Path(scratch) / "adapter")
             now = look(base, [*earlier, adapter], tasks, settings)
             row = row_of(penalty, tasks, before, now)
+            row["curves"] = manifest["curves"]
             row["update_norm"] = math.hypot(*manifest["update_norms"].values())
             row["predicted"] = {one.task: one.nats for one in rises_of(adapter, Past.of(earlier))}
         rows.append(row)
