@@ -45,6 +45,7 @@ class HeldCurvature:
         file: bytes of its tensors in wpast.safetensors.
         memory: bytes that the penalty keeps during a task.
         flops: of the penalty and its gradients, a step.
+        turns: bytes at most that an optimizer keeps to step in its eigenvectors.
     """
 
     tasks: int
@@ -52,6 +53,7 @@ class HeldCurvature:
     file: int
     memory: int
     flops: int
+    turns: int
 
 
 def held_curvature(
@@ -75,7 +77,8 @@ def held_curvature(
     numbers = factors + directions
     # Every factor is read twice, each time for a product with R columns; directions with one.
     flops = 8 * lora_rank * factors + 4 * directions
-    return HeldCurvature(tasks, rank, _HALF * numbers, _FLOAT * numbers, flops)
+    turns = _FLOAT * sum(n * min(n, tasks * rank) for shape in shapes.values() for n in shape)
+    return HeldCurvature(tasks, rank, _HALF * numbers, _FLOAT * numbers, flops, turns)
 
 
 def held_past(

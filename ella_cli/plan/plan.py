@@ -237,21 +237,24 @@ def _parts(
 ) -> tuple[Part, ...]:
     pair = skeleton.lora_bytes
     states, kind = _STATES[optim]
+    turns = penalty.turns if isinstance(penalty, HeldCurvature) and optim == "adamw-past" else 0
     each = torch.empty((), dtype=skeleton.dtype).element_size()
     touched = sum(m * n * each for m, n in skeleton.shapes.values()) if earlier else 0
     adapted = len(skeleton.shapes)
     slack = int(_ALLOCATOR_SHARE * activations)
-    return (
+    parts = (
         Part("weights", skeleton.base_bytes, f"{skeleton.base_parameters:,} parameters, frozen"),
         Part("LoRA", pair, f"{skeleton.lora_parameters:,} parameters on {adapted} modules"),
         Part("gradients", pair, "one a LoRA parameter"),
         Part("optimizer states", states * pair, kind),
         Part("spare copy", pair, "the last good LoRA weights, should a loss become NaN"),
+        Part("turns", turns, "into the past's eigenvectors and back, at most"),
         Part("past", penalty.memory if penalty else 0, _past_words(penalty, earlier)),
         Part("pristine weights", touched, "of adapted modules: every sum starts from them"),
         Part("activations", activations, "at the peak of one micro-batch, played through"),
         Part("allocator", slack, f"{_ALLOCATOR_SHARE:.0%} of the activations, as measured"),
     )
+    return tuple(part for part in parts if part.name != "turns" or part.bytes)
 
 
 def _past_words(penalty: Held | HeldCurvature | None, earlier: int) -> str:

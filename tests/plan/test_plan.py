@@ -123,6 +123,23 @@ def test_parts_follow_the_settings(tiny_llama: Path) -> None:
     assert _size(alone, "past") == _size(alone, "pristine weights") == 0
 
 
+def test_turning_into_the_past_takes_room_where_there_is_a_past_to_turn_into(
+    tiny_llama: Path,
+) -> None:
+    settings = RunSettings(
+        model=str(tiny_llama), dtype="float32", device="cpu", optim="adamw-past", energy_rank=4
+    )
+    turned = _plan(settings, tasks=3, tokens=64, answers=4)
+    # q is (32, 32) and v (16, 32) in each of two layers; two tasks of four eigenvectors.
+    assert _size(turned, "turns") == 2 * 4 * 8 * (32 + 32 + 16 + 32)
+    for other in (
+        _plan(settings, tasks=1, tokens=64, answers=4),
+        _plan(settings.model_copy(update={"energy": "sum"}), tasks=3, tokens=64, answers=4),
+        _plan(settings.model_copy(update={"optim": "adamw"}), tasks=3, tokens=64, answers=4),
+    ):
+        assert not [part for part in other.parts if part.name == "turns"]
+
+
 def test_an_energy_beside_w_past_takes_a_second_matrix_and_a_window_takes_factors(
     tiny_llama: Path,
 ) -> None:
