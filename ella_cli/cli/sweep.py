@@ -72,13 +72,19 @@ def sweep(
     """
     from rich.text import Text
 
-    from ella_cli.sweep import points_of
+    from ella_cli.sweep.points import check_held_out, points_of
 
     output = Output(as_json, quiet, verbose)
     points = points_of(lambdas, seeds, settings)
+    check_held_out(settings)
     tried = tuple(point.lam if point.number is None else point.number for point in points)
     for note in unused_settings(settings.model_copy(update={"lam": tried})):
         output.warn(note)
+    if settings.lam is not None:
+        output.warn(
+            "the settings file's lambda is not used: a sweep tries a list of its own, here "
+            f"--lambda {','.join(dict.fromkeys(point.lam for point in points))}"
+        )
     if dry_run:
         from ella_cli.cli.train import print_settings
 

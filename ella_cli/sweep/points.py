@@ -96,6 +96,18 @@ def points_of(lambdas: str | None, seeds: int, base: RunSettings) -> tuple[Point
     return points
 
 
+def check_held_out(base: RunSettings) -> None:
+    """
+    Raises:
+        SettingsError: no validation rows.
+    """
+    if base.validation < 1:
+        raise SettingsError(
+            "a sweep chooses λ, and must not choose it on test rows",
+            hint="hold rows out of train with --validation N, such as --validation 100",
+        )
+
+
 def sweep_name(base: RunSettings) -> str:
     """Equal for the same sweep, on whatever machine: a name from all that decides its results."""
     facts = base.model_dump(mode="json", exclude=set(_OWN))

@@ -88,6 +88,24 @@ def _study(storage: str, name: str) -> Study:
     )
 
 
+def sqlite_url(file: Path) -> str:
+    """
+    Raises:
+        StorageError: the path is not UTF-8, as a URL is.
+    """
+    from sqlalchemy.engine import URL
+
+    try:
+        # A `?`, `#` or `%` of the path is none of the URL's.
+        url = URL.create("sqlite", database=str(file.resolve()))
+        return url.render_as_string(hide_password=False)
+    except UnicodeEncodeError as error:
+        raise StorageError(
+            f"a sweep cannot be kept in {file}, whose path is not UTF-8",
+            hint="give another --output-dir, or the URL of a database with --storage",
+        ) from error
+
+
 def claim_study(study: Study, settings: str) -> None:
     """Notes whose study it is, if none of its runs has been made or begun; then `check_same`."""
     begun = any(

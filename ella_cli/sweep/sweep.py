@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -29,8 +32,15 @@ from ella_cli.sweep.outcome import (
     outcomes,
     rivals,
 )
-from ella_cli.sweep.points import Point, settings_digest, sweep_name
-from ella_cli.sweep.study import claim_study, fill_queue, open_study, release_dead, settled
+from ella_cli.sweep.points import Point, check_held_out, settings_digest, sweep_name
+from ella_cli.sweep.study import (
+    claim_study,
+    fill_queue,
+    open_study,
+    release_dead,
+    settled,
+    sqlite_url,
+)
 from ella_cli.sweep.worker import Job, work
 
 if TYPE_CHECKING:
@@ -76,16 +86,12 @@ def run_sweep(
         StorageError: the storage cannot be used.
         EllaError: data or model cannot be used, or runs were left unfinished by dead workers.
     """
-    if base.validation < 1:
-        raise SettingsError(
-            "a sweep chooses λ, and must not choose it on test rows",
-            hint="hold rows out of train with --validation N, such as --validation 100",
-        )
+    check_held_out(base)
+    url = storage or sqlite_url(folder / "study.db")
     _check_tasks(base, points, progress)
     name = study_name or sweep_name(base)
     settings = settings_digest(base)
     _claim(folder, name, settings)
-    url = storage or f"sqlite:///{(folder / 'study.db').resolve()}"
     study = open_study(url, name)
     claim_study(study, settings)
     release_dead(study, folder)
@@ -127,21 +133,40 @@ def _check_tasks(base: RunSettings, points: Sequence[Point], progress: Progress)
 
 
 def _work_together(job: Job, count: int, study: Study, progress: Progress) -> None:
-    """Workers in processes of their own; they are ended if this one is interrupted."""
+    """Workers in processes of their own; they end when this one is interrupted or killed."""
     context = multiprocessing.get_context("spawn")
     threads = None if "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // count)
     workers: list[BaseProcess] = []
+    with _leaving_when_ended():
+        try:
+            for index in range(count):
+                own = replace(job, base=_on_device(job.base, index), threads=threads)
+                workers.append(context.Process(target=_work_quietly, args=(own,)))
+                workers[-1].start()
+            _watch(workers, job, study, progress)
+        finally:
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.join()
+
+
+@contextmanager
+def _leaving_when_ended() -> Iterator[None]:
+    """SIGTERM raises SystemExit, as Ctrl-C raises KeyboardInterrupt, so that `finally` is run."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may say what a signal does.
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
     try:
-        for index in range(count):
-            own = replace(job, base=_on_device(job.base, index), threads=threads)
-            workers.append(context.Process(target=_work_quietly, args=(own,)))
-            workers[-1].start()
-        _watch(workers, job, study, progress)
+        yield
     finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _watch(workers: Sequence[BaseProcess], job: Job, study: Study, progress: Progress) -> None:
@@ -163,11 +188,20 @@ def _work_quietly(job: Job) -> None:
     if not sys.warnoptions:
         # As the command's own process does: what libraries say to each other.
         warnings.simplefilter("ignore", FutureWarning)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work(job)
     except KeyboardInterrupt:
         # The parent says what there is to say.
         raise SystemExit(130) from None
+
+
+def _end_with_parent() -> None:
+    """Killed outright, a parent ends no worker: they end themselves, as if it had ended them."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _on_device(base: RunSettings, index: int) -> RunSettings:

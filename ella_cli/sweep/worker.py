@@ -118,7 +118,8 @@ def _run(trial: Trial, job: Job, progress: Progress) -> float:
                 raise TrialPruned("it was taken away meanwhile")
         except EllaError as error:
             # Its own fault, as a λ so large that the loss overflows: no reason to stop the others.
-            trial.set_user_attr(ERROR, error.message)
+            if not is_finished(trial):
+                trial.set_user_attr(ERROR, error.message)
             raise
         kept = {name: results.get(name) for name in _KEPT}
         # A rule gives each task a λ of its own.

@@ -31,6 +31,20 @@ def test_no_run_notes_the_password_of_its_database(
     ]
 
 
+def test_before_it_starts_a_sweep_refuses_and_warns_as_when_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("lambda: 7\n")
+    words = (*_SMALL, "--config", str(config), "-o", str(tmp_path / "s"), "--dry-run")
+    assert ella(monkeypatch, *words) == 2
+    assert "must not choose it on test rows" in capsys.readouterr().err
+    assert ella(monkeypatch, *words, "--validation", "8", "--lambda", "0,1e3") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the settings file's lambda is not used" in said
+    assert "--lambda 0,1000" in said
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from ella_cli.config import RunSettings
 from ella_cli.errors import EllaError, SettingsError, StorageError
-from ella_cli.sweep import points_of, run_sweep
+from ella_cli.sweep import Point, points_of, run_sweep
 from ella_cli.sweep.points import sweep_name
 from ella_cli.sweep.study import fill_queue, open_study, release_dead, trials_of
 
@@ -169,6 +170,40 @@ def test_workers_and_machines_share_one_sweep(small: Small, tmp_path: Path) -> N
     assert len({trial.user_attrs["process"] for trial in done}) > 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_workers_end_with_the_process_that_started_them(
+    number: signal.Signals, code: int, small: Small, tmp_path: Path
+) -> None:
+    # So many steps that nobody is done before the end comes.
+    settings = small(max_steps=100_000)
+    flags = ("--lambda", "0,1e3", "--seeds", "1", "--processes", "2")
+    life = subprocess.Popen(_command(tmp_path / "s", settings, *flags))
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("s/trials/*/run.json")):
+        assert life.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    workers = psutil.Process(life.pid).children(recursive=True)
+    assert len(workers) >= 2
+    life.send_signal(number)
+    left_with = life.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while (alive := [one for one in workers if _is_at_work(one)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for one in alive:
+        one.kill()
+    assert (left_with, alive) == (code, [])
+
+
+def _is_at_work(process: psutil.Process) -> bool:
+    try:
+        # Where nobody waits for an orphan, what is left of it is a zombie.
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_a_run_that_fails_stops_no_other(small: Small, tmp_path: Path) -> None:
     settings = small()
     done = run_sweep(settings, points_of("0,1e300", 1, settings), tmp_path / "s")
@@ -212,32 +247,71 @@ def test_a_dead_worker_is_known_by_its_lock_and_a_live_one_left_alone(
 def test_a_worker_that_slept_and_was_taken_for_dead_ends_its_run(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from optuna.trial import TrialState
-
-    from ella_cli import sequence
-
     settings = small()
     points = points_of("0", 1, settings)
     storage, folder = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "s"
-    real, queued = sequence.run_order, []
-
-    def asleep(*args: Any, **options: Any) -> dict[str, Any]:
-        results = real(*args, **options)
-        monkeypatch.setattr(sequence, "run_order", real)
-        # What another worker does after the grace period.
-        study = open_study(storage, sweep_name(settings))
-        study.tell(trials_of(study, points, "RUNNING")[0].number, state=TrialState.FAIL)
-        fill_queue(study, points, folder)
-        queued.append(len(trials_of(study, points, "WAITING")))
-        return results
-
-    monkeypatch.setattr(sequence, "run_order", asleep)
+    queued = _fall_asleep(monkeypatch, settings, points, storage, folder)
     done = run_sweep(settings, points, folder, storage=storage)
     assert len(done.json["runs"]) == 1
     # While the sleeper holds the run, nobody queues it again.
     assert queued == [0]
     study = open_study(storage, sweep_name(settings))
     assert [len(trials_of(study, points, state)) for state in ("FAIL", "COMPLETE")] == [1, 1]
+
+
+def test_a_run_that_fails_after_it_was_taken_away_fails_as_any_other(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small()
+    points = points_of("1e300", 1, settings)
+    storage, folder = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "s"
+    _fall_asleep(monkeypatch, settings, points, storage, folder)
+    with pytest.raises(EllaError, match="every run failed, the first because"):
+        run_sweep(settings, points, folder, storage=storage)
+
+
+def _fall_asleep(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: RunSettings,
+    points: Sequence[Point],
+    storage: str,
+    folder: Path,
+) -> list[int]:
+    """Has the first run end after its worker was taken for dead; how many runs were then queued."""
+    from optuna.trial import TrialState
+
+    from ella_cli import sequence
+
+    real, queued = sequence.run_order, []
+
+    def asleep(*args: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return real(*args, **options)
+        finally:
+            monkeypatch.setattr(sequence, "run_order", real)
+            # What another worker does after the grace period.
+            study = open_study(storage, sweep_name(settings))
+            study.tell(trials_of(study, points, "RUNNING")[0].number, state=TrialState.FAIL)
+            fill_queue(study, points, folder)
+            queued.append(len(trials_of(study, points, "WAITING")))
+
+    monkeypatch.setattr(sequence, "run_order", asleep)
+    return queued
+
+
+def test_the_folder_of_a_sweep_may_have_any_name_but_one_that_is_no_text(
+    small: Small, tmp_path: Path
+) -> None:
+    settings = small()
+    points = points_of("0", 1, settings)
+    folder = tmp_path / "what? #1 {50%41}"
+    run_sweep(settings, points, folder)
+    assert (folder / "study.db").is_file()
+    assert len(list(tmp_path.iterdir())) == 1
+    unreadable = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(StorageError, match="not UTF-8"):
+        run_sweep(settings, points, unreadable)
+    assert not unreadable.exists()
 
 
 def test_what_would_choose_on_test_rows_or_mix_sweeps_is_refused(
