@@ -10,27 +10,39 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Three steps an epoch, so that checkpoints lie inside epochs; dropout draws at every step.
+STEPS = ("--max-steps", 30, "--save-steps", 4, "--dtype", "float32", "--learning-rate", "0.01")
+
 
 def test_a_task_killed_in_its_middle_ends_with_the_same_adapter(
     ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
 ) -> None:
-    # Three steps an epoch, so that checkpoints lie inside epochs; dropout draws at every step.
-    steps = ("--max-steps", 30, "--save-steps", 4, "--dtype", "float32", "--learning-rate", "0.01")
-    train = ("train", "--task", "tasks/animals", "--model", tiny_llama, *steps)
+    train = ("train", "--task", "tasks/animals", "--model", tiny_llama, *STEPS)
+    _goes_on(ella, tmp_path, *train)
+    assert {path.name for path in tmp_path.iterdir()} == {"tasks", "whole", "killed"}
+
+
+def test_so_does_one_that_steps_in_its_past_s_coordinates(
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    train = ("train", "--task", "tasks/animals", "--model", tiny_llama, *STEPS)
+    ella(*train, "--curvature-rows", 8, "-o", "first")
+    ella("accumulate", "first", "--past", "w")
+    _goes_on(ella, tmp_path, *train, "--past", "w", "--optim", "adamw-past")
+
+
+def _goes_on(ella: Any, folder: Path, *train: object) -> None:
     ella(*train, "-o", "whole")
-    _kill_after_a_checkpoint(tmp_path, *train, "-o", "killed")
-    (folder,) = tmp_path.glob(".killed.checkpoints-*")
+    _kill_after_a_checkpoint(folder, *train, "-o", "killed")
+    (kept,) = folder.glob(".killed.checkpoints-*")
     # What a kill in the middle of writing leaves: the newest, and not to be read.
-    half = folder / "checkpoint-29"
+    half = kept / "checkpoint-29"
     half.mkdir()
     (half / "optimizer.pt").write_bytes(b"cut")
 
     assert "going on from checkpoint-" in ella(*train, "-o", "killed").stderr
     weights = "adapter_model.safetensors"
-    assert (tmp_path / "killed" / weights).read_bytes() == (
-        tmp_path / "whole" / weights
-    ).read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"tasks", "whole", "killed"}
+    assert (folder / "killed" / weights).read_bytes() == (folder / "whole" / weights).read_bytes()
 
 
 def _kill_after_a_checkpoint(folder: Path, *command: object) -> None:
