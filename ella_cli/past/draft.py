@@ -9,7 +9,7 @@ from pathlib import Path
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.adapter.curvature import Curvature
 from ella_cli.adapter.curvature_file import read_curvature
-from ella_cli.errors import AdapterError, PastError
+from ella_cli.errors import AdapterError, PastError, SettingsError
 from ella_cli.past.change import Change, Part, parts_of
 from ella_cli.past.curvatures import measured_anew
 from ella_cli.past.dense import DenseStore
@@ -80,8 +80,18 @@ class Draft:
         del self._slots[index]
 
     def replace(self, name: str, adapter: Adapter, folder: Path | None = None) -> None:
-        """As `drop`, then `add` in the same place."""
+        """As `drop`, then `add` in the same place.
+
+        Raises:
+            SettingsError: it is to be shrunk, and others come after it. A factored store would
+                shrink it by the tasks before it, a dense one by all.
+        """
         index = self._index(name)
+        if self.shrink is not None and index + 1 < len(self._slots):
+            raise SettingsError(
+                f"--shrink with --replace {name}, but {name} is not the last task",
+                hint=f"--drop {name}, and add the new adapter at the end",
+            )
         self._take_out(index, folder)
         outgoing = self._slots.pop(index)
         # A folder's name says less than the name it is given here.

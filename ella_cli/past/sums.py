@@ -64,10 +64,15 @@ class ModuleSums:
             return
         delta, energy = matrices[0], matrices[-1]
         for part, update in self._updates:
+            change = None
+            if update is not None:
+                # Shrunk by the energy that its own training would have met, before it ages.
+                slab = Update(update.b[rows], update.a, update.scale)
+                change = self._shrunk(dense(slab), energy, part.tasks[-1])  # (rows, N) f32
             if not self._energy.is_plain:
                 self._age(energy, part)
-            if update is not None:
-                self._add(delta, energy, part, Update(update.b[rows], update.a, update.scale))
+            if change is not None:
+                self._add(delta, energy, part, change)
 
     def finish(self) -> None:
         """After the last block.
@@ -84,13 +89,15 @@ class ModuleSums:
         if decay is not None and part.sign > 0:
             energy.mul_(decay)
 
-    def _add(self, delta: Tensor, energy: Tensor, part: Part, update: Update) -> None:
-        change = dense(update)  # (rows, N) f32
-        task = part.tasks[-1]
-        if task.shrink is not None:
-            change = shrink(change, energy, task.shrink, inplace=True)
-            square = float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
-            self.squares[task] = self.squares.get(task, 0.0) + square
+    def _shrunk(self, change: Tensor, energy: Tensor, task: PastTask) -> Tensor:
+        if task.shrink is None:
+            return change
+        change = shrink(change, energy, task.shrink, inplace=True)
+        square = float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+        self.squares[task] = self.squares.get(task, 0.0) + square
+        return change
+
+    def _add(self, delta: Tensor, energy: Tensor, part: Part, change: Tensor) -> None:
         delta.add_(change, alpha=part.sign)
         kind = self._energy
         if kind.is_plain:

@@ -9,7 +9,14 @@ import torch
 
 from ella_cli.errors import PastError, SettingsError
 from ella_cli.past import accumulate
-from tests.past.conftest import SHAPES, STORES, close, delta_of, energy_of
+from tests.past.conftest import (
+    SHAPES,
+    STORES,
+    MakeAdapter,
+    close,
+    delta_of,
+    energy_of,
+)
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -73,6 +80,54 @@ def test_shrinking_adds_each_update_divided_by_what_its_past_holds(
         accumulate(three, tmp_path / "x.safetensors", shrink=2.0, store="factored")
     with pytest.raises(SettingsError, match="--shrink"):
         accumulate(three, tmp_path / "x.safetensors", shrink=-1.0)
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("energy", ["sum", "abs", "rss"])
+def test_an_update_is_shrunk_by_the_energy_as_it_stood_before_it_decays(
+    store: str, energy: str, three: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    accumulate(three[:2], path, store=store, energy=energy, decay=0.5)
+    past = accumulate(three[2:], path, shrink=2.0).past
+    for name in past.names:
+        first, second, third = (delta_of(folder, name) for folder in three)
+        before = {
+            "sum": 0.5 * first + second,
+            "abs": 0.5 * first.abs() + second.abs(),
+            "rss": (0.25 * first.square() + second.square()).sqrt(),
+        }[energy]
+        shrunk = third / (1 + 2.0 * before.square())
+        close(past.delta(name), first + second + shrunk)
+        after = {
+            "sum": 0.5 * before + shrunk,
+            "abs": 0.5 * before + shrunk.abs(),
+            "rss": (0.25 * before.square() + shrunk.square()).sqrt(),
+        }[energy]
+        close(energy_of(past, name), after.abs())
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_what_is_shrunk_comes_in_last(
+    store: str, three: list[Path], make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    accumulate(three[:2], path, store=store)
+    kept = path.read_bytes()
+    with pytest.raises(SettingsError, match="task0 is not the last task") as error:
+        accumulate([], path, replace={"task0": three[2]}, shrink=2.0)
+    assert "--drop task0" in (error.value.hint or "")
+    assert path.read_bytes() == kept
+    past = accumulate(
+        [make_adapter("other", 9)], path, replace={"task1": three[2]}, shrink=2.0
+    ).past
+    assert [task.shrink for task in past.tasks] == [None, 2.0, 2.0]
+    for name in past.names:
+        first, third = delta_of(three[0], name), delta_of(three[2], name)
+        second = third / (1 + 2.0 * first.square())
+        other = delta_of(tmp_path / "other", name)
+        added = other / (1 + 2.0 * (first + second).square())
+        close(past.delta(name), first + second + added)
 
 
 def test_the_energy_of_factors_can_be_changed_later(three: list[Path], tmp_path: Path) -> None:
