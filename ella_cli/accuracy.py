@@ -76,6 +76,12 @@ class AccuracyMatrix:
         return _mean([_minus(self._best_before_last(i), self.matrix[-1][i]) for i in self._earlier])
 
     @property
+    def unseen_by_forgetting(self) -> frozenset[tuple[int, int]]:
+        """Cells (j, i) of its maximum that were not run; with any, forgetting is a lower bound."""
+        rows = enumerate(self.matrix[:-1])
+        return frozenset((j, i) for j, row in rows for i in self._earlier if row[i] is None)
+
+    @property
     def learned(self) -> Score:
         """Mean over i of a[i][i]: each task right after it was learned.
 

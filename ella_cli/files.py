@@ -11,10 +11,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,13 +153,23 @@ def _bring_back(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """As UTF-8; what of a file's name is no text is escaped as Python and JSON do."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, document: Any) -> None:
     """Strict JSON: NaN and infinity are refused, for no other reader would take them."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite_json(document: Any) -> Any:
+    """The document with null for what JSON has no number for."""
+    if isinstance(document, Mapping):
+        return {key: finite_json(one) for key, one in document.items()}
+    if isinstance(document, list | tuple):
+        return [finite_json(one) for one in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document
 
 
 def read_json(path: Path) -> Any:

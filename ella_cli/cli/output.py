@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -76,8 +75,10 @@ class Output:
         if not self.speaks:
             return
         if self.as_json:
+            from ella_cli.files import finite_json
+
             # All of it or nothing; what JSON has no number for is null.
-            whole = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
+            whole = json.dumps(finite_json(document), indent=2, ensure_ascii=False, allow_nan=False)
             sys.stdout.write(whole + "\n")
             return
         for renderable in shown:
@@ -98,14 +99,6 @@ class PlainConsole(Console):
 def printable(text: str) -> str:
     """The text with a question mark for each control character but line breaks and tabs."""
     return nameable(text, keep="\n\t")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _console(*, stderr: bool) -> Console:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ella_cli.config import FREE
+from ella_cli.report.metrics import Metric, Spread, spread
 from ella_cli.report.provenance import base_model
 from ella_cli.report.results import RunResults
 
@@ -26,6 +28,21 @@ _MOST_DIFFERENCES = 3
 class Group:
     name: str
     runs: tuple[RunResults, ...]
+
+    @property
+    def settings_known(self) -> bool:
+        return bool(_settings(self.runs[0]))
+
+    @property
+    def unseen(self) -> set[frozenset[tuple[int, int]]]:
+        """The cells that forgetting did not see; more than one set where its runs differ."""
+        return {run.accuracy.unseen_by_forgetting for run in self.runs}
+
+    def spread(self, metric: Metric) -> Spread | None:
+        """Over the runs; None where one lacks the figure, or took it from other cells."""
+        present = [v for run in self.runs if (v := metric.value(run.accuracy)) is not None]
+        unlike = metric.key == "forgetting" and len(self.unseen) > 1
+        return None if unlike or len(present) < len(self.runs) else spread(present)
 
 
 def groups_of(runs: Sequence[RunResults]) -> tuple[Group, ...]:
@@ -61,8 +78,18 @@ def _key(run: RunResults) -> str:
     document = {**run.document, "importance": run.document.get("importance") or 1.0}
     said = [document.get(key) for key in _OF_SCORES]
     # What `auto` found is each seed's own.
-    facts = [run.kind, run.accuracy.order, base_model(run), run.decode, _settings(run), said]
+    # Of results kept alone only the name says what they were made with.
+    made = _settings(run) or _name_but_for_the_seed(run)
+    facts = [run.kind, run.accuracy.order, base_model(run), run.decode, made, said]
     return json.dumps(facts, sort_keys=True, default=str)
+
+
+def _name_but_for_the_seed(run: RunResults) -> str:
+    """`ella-s` for ella-s0 of seed 0 and for ella-s1 of seed 1."""
+    last = re.search(r"\d+(?=\D*$)", run.name)
+    if last is None or int(last[0]) != run.seed:
+        return run.name
+    return run.name[: last.start()] + run.name[last.end() :]
 
 
 def _settings(run: RunResults) -> dict[str, object]:

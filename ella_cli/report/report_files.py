@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ella_cli.errors import SettingsError
-from ella_cli.files import write_json, write_text
+from ella_cli.files import finite_json, write_json, write_text
+from ella_cli.names import nameable
 from ella_cli.report import figure, html, markdown, terminal
 from ella_cli.report.document import Document
 from ella_cli.report.past_picture import PastPicture, picture_past
@@ -45,7 +46,7 @@ class Report:
         elif ending == ".md":
             write_text(out, markdown.render(self.document))
         elif ending == ".json":
-            write_json(out, dict(self.json))
+            write_json(out, finite_json(self.json))
         elif ending in (".svg", ".png"):
             figure.write(self.document, out)
         else:
@@ -64,15 +65,16 @@ def make_report(folders: Sequence[Path], *, past: bool = True) -> Report:
     """
     if not folders:
         raise SettingsError("no run to report", hint="name one or more folders of `ella run`")
-    resolved = [folder.resolve() for folder in folders]
-    for folder in resolved:
-        if resolved.count(folder) > 1:
-            raise SettingsError(f"{folder.name} is named twice", hint="name each run once")
-    runs = _distinct_names([read_run(folder) for folder in folders])
+    read = [read_run(folder) for folder in folders]
+    resolved = [run.file.resolve() for run in read]
+    for run in read:
+        if resolved.count(run.file.resolve()) > 1:
+            raise SettingsError(f"{run.name} is named twice", hint="name each run once")
+    runs = _distinct_names(read)
     pictures = _pictures(runs) if past else {}
     return Report(
-        document=run_document(runs, {name: p.sections for name, p in pictures.items()}),
-        json=report_json(runs, {name: p.json for name, p in pictures.items()}),
+        document=run_document(runs, {path: p.sections for path, p in pictures.items()}),
+        json=report_json(runs, {path: p.json for path, p in pictures.items()}),
         warnings=tuple(
             f"{run.name}: {sign.text}" if len(runs) > 1 else sign.text
             for run in runs
@@ -105,16 +107,21 @@ def comparison_table(runs: Sequence[RunResults]) -> RenderableType:
 
 
 def _distinct_names(runs: Sequence[RunResults]) -> list[RunResults]:
-    """The runs, those that share a folder's name told apart by as many parents' as it takes."""
+    """The runs, those that share a name told apart by its .json or as many parents' as it takes."""
     from dataclasses import replace
 
+    given = [run.name for run in runs]
+    runs = [
+        replace(run, name=nameable(run.path.resolve().name)) if given.count(run.name) > 1 else run
+        for run in runs
+    ]
     named = list(runs)
     for above in range(1, max((len(run.path.resolve().parts) for run in runs), default=0)):
         names = [run.name for run in named]
         if len(set(names)) == len(names):
             break
         named = [
-            replace(run, name="/".join((*run.path.resolve().parts[-above - 1 : -1], first.name)))
+            replace(run, name="/".join((*_parts(run)[-above - 1 : -1], first.name)))
             if names.count(run.name) > 1
             else run
             for first, run in zip(runs, named, strict=True)
@@ -122,6 +129,10 @@ def _distinct_names(runs: Sequence[RunResults]) -> list[RunResults]:
     return named
 
 
-def _pictures(runs: Sequence[RunResults]) -> dict[str, PastPicture]:
-    found = {run.name: picture_past(run) for run in runs}
-    return {name: picture for name, picture in found.items() if picture is not None}
+def _parts(run: RunResults) -> list[str]:
+    return [nameable(part) for part in run.path.resolve().parts]
+
+
+def _pictures(runs: Sequence[RunResults]) -> dict[Path, PastPicture]:
+    found = {run.path: picture_past(run) for run in runs}
+    return {path: picture for path, picture in found.items() if picture is not None}

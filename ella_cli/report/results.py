@@ -18,6 +18,7 @@ from ella_cli.config import RHO_OF_COORDINATES
 from ella_cli.errors import StorageError
 from ella_cli.files import read_json
 from ella_cli.manifest import MANIFEST, read_manifest
+from ella_cli.names import nameable
 from ella_cli.run_paths import RESULTS, RunPaths, stage_name
 
 
@@ -72,6 +73,11 @@ class RunResults:
     document: Mapping[str, Any]
 
     @property
+    def file(self) -> Path:
+        """Its results.json, or the file that was kept alone."""
+        return self.path if self.path.is_file() else self.path / RESULTS
+
+    @property
     def kind(self) -> str:
         """The method with its energy and what weighs it, whatever λ was."""
         energy = self.document.get("energy")
@@ -90,8 +96,11 @@ class RunResults:
     @property
     def label(self) -> str:
         """The method with its energy and λ, as a heading or a legend names it."""
-        name = self.kind
-        if self.document.get("lambda") == "auto":
+        name, asked = self.kind, self.document.get("lambda")
+        if isinstance(asked, list):
+            each = (f"{one:g}" if isinstance(one, int | float) else str(one) for one in asked)
+            return f"{name} λ={','.join(each)}"
+        if asked == "auto":
             # The first task meets no past, so it has no λ of its own.
             used = set(_numbers(self.document.get("lambdas"))[1:])
             return f"{name} λ={used.pop():g} (auto)" if len(used) == 1 else f"{name} {self.rule}"
@@ -124,7 +133,7 @@ def read_run(folder: Path) -> RunResults:
     accuracy = _accuracy(document, path)
     return RunResults(
         path=folder,
-        name=folder.resolve().name.removesuffix(".json"),
+        name=nameable(folder.resolve().name.removesuffix(".json")),
         accuracy=accuracy,
         method=str(document.get("method", "unknown method")),
         lam=_number(document.get("lambda")),

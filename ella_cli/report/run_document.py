@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ella_cli.report.document import Document, Section
 from ella_cli.report.provenance import provenance_parts
@@ -32,15 +33,15 @@ _COMPARISON = "The same tasks learned in other ways. One method's seeds are aver
 
 
 def run_document(
-    runs: Sequence[RunResults], pasts: Mapping[str, tuple[Section, ...]] | None = None
+    runs: Sequence[RunResults], pasts: Mapping[Path, tuple[Section, ...]] | None = None
 ) -> Document:
-    """The report; `pasts` gives, for a run's name, the sections that show its W_past."""
+    """The report; `pasts` gives, for a run's path, the sections that show its W_past."""
     several = len(runs) > 1
     sections: list[Section] = []
     if several:
         sections.append(Section("Side by side", comparison(runs), _COMPARISON))
     for run in runs:
-        own = _sections(run, (pasts or {}).get(run.name, ()))
+        own = _sections(run, (pasts or {}).get(run.path, ()))
         if several:
             own = [
                 replace(section, title=f"{section.title} · {run.name}", listed=index == 0)

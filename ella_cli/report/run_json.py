@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ella_cli.report.groups import Group, groups_of
-from ella_cli.report.metrics import METRICS, bootstrap, metric_values, spread
+from ella_cli.report.metrics import METRICS, bootstrap, metric_values
 from ella_cli.report.results import RunResults
 from ella_cli.report.signs import balances, ratio, signs
 
@@ -15,13 +16,13 @@ FORMAT = 1
 
 
 def report_json(
-    runs: Sequence[RunResults], pasts: Mapping[str, Mapping[str, Any]] | None = None
+    runs: Sequence[RunResults], pasts: Mapping[Path, Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """`pasts` gives, for a run's name, what `ella inspect` computed of its W_past."""
+    """`pasts` gives, for a run's path, what `ella inspect` computed of its W_past."""
     pasts = pasts or {}
     return {
         "format": FORMAT,
-        "runs": [_run(run, pasts.get(run.name)) for run in runs],
+        "runs": [_run(run, pasts.get(run.path)) for run in runs],
         "comparison": [_group(group) for group in groups_of(runs)],
     }
 
@@ -45,6 +46,7 @@ def _run(run: RunResults, past: Mapping[str, Any] | None) -> dict[str, Any]:
             key: {"value": value, "interval_95": asdict(i) if (i := intervals[key]) else None}
             for key, value in metric_values(run).items()
         },
+        "forgetting_is_lower_bound": bool(run.accuracy.unseen_by_forgetting),
         "stages": [
             {
                 **asdict(balance),
@@ -60,12 +62,12 @@ def _run(run: RunResults, past: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _group(group: Group) -> dict[str, Any]:
-    values = [metric_values(run) for run in group.runs]
-    figures: dict[str, Any] = {}
-    for metric in METRICS:
-        present = [v for one in values if (v := one[metric.key]) is not None]
-        figures[metric.key] = asdict(spread(present)) if len(present) == len(values) else None
-    return {"label": group.name, "runs": [run.name for run in group.runs], "figures": figures}
+    return {
+        "label": group.name,
+        "runs": [run.name for run in group.runs],
+        "settings_known": group.settings_known,
+        "figures": {m.key: asdict(s) if (s := group.spread(m)) else None for m in METRICS},
+    }
 
 
 def _optional(row: tuple[float | None, ...] | None) -> list[float | None] | None:

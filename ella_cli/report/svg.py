@@ -174,7 +174,8 @@ def _stroke(index: int) -> str:
 
 def _tick(value: float) -> str:
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        mantissa, power = f"{value:.0e}".split("e")
+        digits, power = f"{value:.2e}".split("e")
+        mantissa = f"{float(digits):g}"
         return f"{'' if mantissa == '1' else mantissa + '·'}10{_superscript(int(power))}"
     return f"{value:.6g}"
 

@@ -70,6 +70,8 @@ def metrics_table(run: RunResults, *, definitions: bool = True) -> Table:
     notes = [
         "intervals: bootstrap over the rows scored; the maximum in forgetting biases it upwards"
     ]
+    if values["forgetting"] is not None and run.accuracy.unseen_by_forgetting:
+        notes.append("forgetting is from the cells that were scored: a lower bound")
     notes += [f"{m.label} needs {m.needs}" for m in METRICS if m.needs and values[m.key] is None]
     return Table("figures of merit", columns, tuple(rows), "; ".join(notes))
 
@@ -79,16 +81,20 @@ def comparison(runs: Sequence[RunResults]) -> tuple[Part, ...]:
     groups = groups_of(runs)
     figures: list[tuple[Cell, ...]] = []
     for group in groups:
-        values = [metric_values(run) for run in group.runs]
-        cells = [_spread([v[m.key] for v in values]) for m in METRICS]
+        cells = [_spread(group.spread(m)) for m in METRICS]
         figures.append((group.name, len(group.runs), *cells))
     parts: list[Part] = [
         Table(
             title="runs side by side",
             columns=("method", "seeds", *(m.label for m in METRICS)),
             rows=tuple(figures),
-            note="mean ± sample deviation over seeds; one seed stands alone",
+            note="; ".join(_comparison_notes(groups)),
         )
+    ]
+    unknown = [group for group in groups if len(group.runs) > 1 and not group.settings_known]
+    parts += [
+        Words(f"settings not known, averaged by name: {', '.join(_names(group))}", True)
+        for group in unknown
     ]
     orders = {run.accuracy.order for run in runs}
     if len(orders) > 1:
@@ -102,6 +108,25 @@ def comparison(runs: Sequence[RunResults]) -> tuple[Part, ...]:
         )
     parts.append(_final_scores(groups))
     return tuple(parts)
+
+
+def _comparison_notes(groups: Sequence[Group]) -> list[str]:
+    notes = ["mean ± sample deviation over seeds; one seed stands alone"]
+    known = [g for g in groups if all(run.accuracy.forgetting is not None for run in g.runs)]
+    bounds = [group.name for group in known if len(group.unseen) == 1 and any(group.unseen)]
+    if bounds:
+        whose = f" of {', '.join(bounds)}" if len(bounds) < len(groups) else ""
+        notes.append(f"forgetting{whose} is from the cells that were scored: a lower bound")
+    notes += [
+        f"forgetting of {group.name} is not averaged, for its runs were scored in other cells"
+        for group in known
+        if len(group.unseen) > 1
+    ]
+    return notes
+
+
+def _names(group: Group) -> list[str]:
+    return [run.name for run in group.runs]
 
 
 def _final_scores(groups: Sequence[Group]) -> HeatMap:
@@ -217,11 +242,9 @@ def _interval(interval: Interval | None) -> Cell:
     return None if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
 
 
-def _spread(values: Sequence[float | None]) -> Cell:
-    present = [v for v in values if v is not None]
-    if len(present) != len(values):
+def _spread(result: Spread | None) -> Cell:
+    if result is None:
         return None
-    result: Spread = spread(present)
     if result.deviation is None:
         return f"{result.mean:.3f}"
     return f"{result.mean:.3f} ± {result.deviation:.3f}"

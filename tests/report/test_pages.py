@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,7 +33,7 @@ from ella_cli.report import (
 from ella_cli.report.document import Document, HeatMap, Lines, Section, Series, Table, Words
 from ella_cli.report.svg import line_chart
 from ella_cli.report.tables import accuracy_heat_map
-from tests.report.conftest import MATRIX, ORDER
+from tests.report.conftest import MATRIX, ORDER, curves, write_manifest
 
 WriteRun = Callable[..., Path]
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -124,6 +127,12 @@ def test_any_range_has_axes(values: tuple[float, float]) -> None:
     ElementTree.fromstring(line_chart(Lines("t", "x", "y", (Series("a", (0.0, 0.0), values),))))
 
 
+def test_a_tick_keeps_its_digits() -> None:
+    drawn = line_chart(Lines("t", "x", "y", (Series("s", (0.0, 1.0), (1e6, 1.25e6)),)))
+    for text in ("2.5·10⁵", ">10⁶", "1.25·10⁶"):
+        assert text in drawn
+
+
 def test_seeds_are_averaged_and_methods_stand_side_by_side(write_run: WriteRun) -> None:
     higher = [list(row) for row in MATRIX]
     higher[3] = [0.55, 0.40, 0.50, 0.95]
@@ -186,6 +195,50 @@ def test_runs_of_two_precisions_are_not_averaged(write_run: WriteRun) -> None:
     assert [g["runs"] for g in make_report(runs).json["comparison"]] == [["a", "c"], ["b"]]
 
 
+def test_results_kept_alone_are_averaged_by_their_names_and_that_is_said(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    """Nothing but its name says that one of them was made with other settings."""
+    kept = []
+    for name, seed in (("inclora-s0", 0), ("inclora-s1", 1), ("muon-s2", 2)):
+        file = tmp_path / f"{name}.json"
+        shutil.copy(write_run(name, method="inclora", lam=0.0, seed=seed) / "results.json", file)
+        kept.append(file)
+    report = make_report(kept)
+    groups = report.json["comparison"]
+    assert [group["runs"] for group in groups] == [["inclora-s0", "inclora-s1"], ["muon-s2"]]
+    assert not any(group["settings_known"] for group in groups)
+    text = markdown.render(report.document)
+    assert "settings not known, averaged by name: inclora-s0, inclora-s1" in text
+
+
+def test_forgetting_of_fewer_cells_is_a_lower_bound_and_never_averaged_with_one_of_all(
+    write_run: WriteRun,
+) -> None:
+    fewer = [list(row) for row in MATRIX]
+    fewer[2][0] = None
+    runs = [write_run("a", seed=0), write_run("b", seed=1, matrix=fewer)]
+    said = "forgetting is from the cells that were scored: a lower bound"
+    assert [said in markdown.render(make_report([run]).document) for run in runs] == [False, True]
+    report = make_report(runs)
+    (group,) = report.json["comparison"]
+    assert group["figures"]["forgetting"] is None
+    assert group["figures"]["bwt"]["seeds"] == 2
+    words = "is not averaged, for its runs were scored in other cells"
+    assert words in markdown.render(report.document)
+    alike = write_run("c", seed=2, matrix=fewer)
+    report = make_report([runs[1], alike])
+    assert report.json["comparison"][0]["figures"]["forgetting"]["seeds"] == 2
+    assert said in markdown.render(report.document)
+
+
+@pytest.mark.parametrize(
+    ("lam", "label"), [([0.0, 1e3], "ella λ=0,1000"), ([0.0, "auto"], "ella λ=0,auto")]
+)
+def test_a_lambda_a_task_is_in_the_label(write_run: WriteRun, lam: object, label: str) -> None:
+    assert read_run(write_run(**{"lambda": lam})).label == label
+
+
 def test_a_page_says_what_was_scored_and_after_what(write_run: WriteRun) -> None:
     empty = [[None] * len(ORDER)] * (len(ORDER) - 1)
     run = write_run("a", matrix=[*empty, MATRIX[-1]], validation=20, header=True)
@@ -220,6 +273,27 @@ def test_the_json_holds_every_number_and_is_strict(write_run: WriteRun, tmp_path
     pairs = zip(curves["weighted_penalty"], curves["ce"], strict=True)
     assert curves["penalty_to_ce"] == pytest.approx([p / c for p, c in pairs])
     assert {warning["kind"] for warning in run["warnings"]} == {"ruling"}
+
+
+def test_a_curve_that_is_not_finite_is_null_in_the_json(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    run = write_run()
+    broken = {**curves(3, 1.0), "ce": [math.nan] * 40}
+    write_manifest(run / "stages/03-yahoo", "yahoo", 3, "ella", 1.0, curves=broken)
+    make_report([run]).write(tmp_path / "n.json")
+    written = json.loads((tmp_path / "n.json").read_text())
+    assert written["runs"][0]["stages"][2]["curves"]["ce"] == [None] * 40
+
+
+@pytest.mark.parametrize("ending", [".html", ".md", ".json", ".svg"])
+def test_a_name_that_is_no_text_is_written_all_the_same(
+    write_run: WriteRun, tmp_path: Path, ending: str
+) -> None:
+    runs = [write_run(os.fsdecode(b"caf\xe9")), write_run("b")]
+    out = tmp_path / f"page{ending}"
+    make_report(runs).write(out, command=f"ella report {runs[0]}")
+    assert (ending == ".svg") or "caf\\udce9" in out.read_text(encoding="utf-8")
 
 
 def test_markdown_tables_have_one_cell_a_column(write_run: WriteRun) -> None:
@@ -277,6 +351,18 @@ def test_no_run_twice_and_none_at_all_are_refused(write_run: WriteRun) -> None:
         make_report([folder, folder])
     with pytest.raises(SettingsError, match="no run"):
         make_report([])
+
+
+def test_a_run_by_two_names_is_twice_and_two_runs_of_one_name_are_not(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    run = write_run("r4")
+    with pytest.raises(SettingsError, match="twice"):
+        make_report([run, run / "results.json"])
+    kept = tmp_path / "r4.json"
+    shutil.copy(run / "results.json", kept)
+    report = make_report([run, kept])
+    assert [one["name"] for one in report.json["runs"]] == ["r4", "r4.json"]
 
 
 def test_importing_the_report_loads_no_torch() -> None:
