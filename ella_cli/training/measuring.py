@@ -6,10 +6,12 @@ import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ella_cli.adapter import read_adapter
@@ -29,18 +31,50 @@ _LITTLE = 0.25
 def check_measurable(base: Base, layers: Mapping[str, Any]) -> None:
     """
     Raises:
-        ModelError: a layer is no linear one, or is a decoder's head, which answers alone go through
-            (docs/decisions/0001): its inputs are not token by token.
+        ModelError: a layer is no linear one, is a decoder's head, which answers alone go through
+            (docs/decisions/0001), or is given all tokens in one row, as OPT's fc1: its inputs are
+            not token by token of each example.
     """
     model: Any = base.model
     head = model.get_output_embeddings() if base.kind == "decoder" else None
     for name, layer in layers.items():
         inner = getattr(layer, "base_layer", layer)
         if not isinstance(inner, (nn.Linear, Conv1D)) or head in (layer, inner):
-            raise ModelError(
-                f"{name} is adapted, whose curvature cannot be measured",
-                hint="leave it out of --target-modules, or give --curvature-rows 0",
-            )
+            raise _unmeasurable(name)
+    for name in _given_rows_of_tokens(base, layers):
+        raise _unmeasurable(name)
+
+
+def _given_rows_of_tokens(base: Base, layers: Mapping[str, Any]) -> list[str]:
+    """The layers whose input is no (S, T, N), found by a look at two sequences of two tokens."""
+    end = base.tokenizer.eos_token_id
+    batch = base.collator()([{"input_ids": [end, end], "labels": [end]}] * 2)
+    found = []
+
+    def look(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].ndim != 3:
+            found.append(name)
+
+    handles = [
+        layer.register_forward_pre_hook(partial(look, name)) for name, layer in layers.items()
+    ]
+    was_training = base.model.training
+    base.model.train(False)
+    try:
+        with torch.no_grad():
+            base.answer_logits(batch)
+    finally:
+        base.model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _unmeasurable(name: str) -> ModelError:
+    return ModelError(
+        f"{name} is adapted, whose curvature cannot be measured",
+        hint="leave it out of --target-modules, or give --curvature-rows 0",
+    )
 
 
 def measure_task(

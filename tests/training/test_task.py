@@ -86,6 +86,31 @@ def test_a_layer_that_cannot_be_measured_is_refused_before_training(
         )
 
 
+def test_a_layer_that_is_given_all_tokens_in_one_row_is_refused_before_training(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
+
+    # Its fc1 and fc2 see (S · T, N).
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.save_pretrained(tmp_path / "opt")
+    config = OPTConfig(
+        vocab_size=len(tokenizer), hidden_size=16, ffn_dim=32, num_hidden_layers=1,
+        num_attention_heads=2, word_embed_proj_dim=16, max_position_embeddings=512,
+        pad_token_id=0, eos_token_id=1, bos_token_id=2,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    base = load_base(str(tmp_path / "opt"), dtype="float32", device="cpu")
+    task = load_task("demo-topic", limit=16)
+    assignment = Assignment(task.spec.name, [task])
+    settings = TrainSettings(max_steps=1, limit=16, curvature_rows=4, target_modules=("fc1",))
+    with pytest.raises(ModelError, match="fc1 is adapted, whose curvature cannot"):
+        train_task(base, assignment, settings, tmp_path / "adapter")
+    assert [path.name for path in tmp_path.iterdir()] == ["opt"]
+    attention = settings.model_copy(update={"target_modules": ("q_proj",)})
+    train_task(base, assignment, attention, tmp_path / "adapter")
+
+
 def test_no_rows_measure_nothing(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="leaves nothing to measure"):
         measure_adapter(tmp_path, "demo-topic", MeasureSettings(curvature_rows=0))
