@@ -67,14 +67,19 @@ def train(
     from ella_cli.cli.bar import showing_progress
     from ella_cli.model.base import load_base
     from ella_cli.past import read_past
+    from ella_cli.past.task import next_index, order_index_of
     from ella_cli.sequence import ground_of, load_tasks
     from ella_cli.training.assignment import Assignment
     from ella_cli.training.replay import kept_rows
+    from ella_cli.training.strength import check_strength
     from ella_cli.training.task import train_task
 
     _check_method(settings, past, earlier, replay)
     held = read_past(past) if past else None
     adapters = tuple(read_adapter(folder) for folder in earlier or ())
+    places = [one.order_index for one in held.tasks] if held else map(order_index_of, adapters)
+    index = next_index(list(places))
+    check_strength(settings, index)
     with showing_progress(output) as progress:
         rows, *past_tasks = load_tasks([task, *(replay or ())], settings, progress)
         base = load_base(settings.model, dtype=settings.dtype, device=settings.device)
@@ -82,7 +87,6 @@ def train(
             base.check_ground(str(past), held.base.fingerprint)
         for adapter in adapters:
             base.check_ground(str(adapter.path), ground_of(adapter))
-        index = len(held.tasks) if held else len(adapters)
         kept = kept_rows(past_tasks, settings.replay_share, settings.seed)
         assignment = Assignment(rows.spec.name, [rows], index, held, adapters, kept)
         manifest = train_task(base, assignment, settings, output_dir, progress=progress)

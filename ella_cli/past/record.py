@@ -53,6 +53,7 @@ class PastTask:
         date: of the addition, UTC, ISO 8601.
         folder: where the adapter lay, seen from the past's own folder.
         shrink: the λ of ΔW / (1 + λ E²), where that was added instead of ΔW.
+        order_index: its place in the order it was trained in, from 0; None where not known.
     """
 
     name: str
@@ -64,6 +65,7 @@ class PastTask:
     lam: Annotated[float | None, Field(alias="lambda")] = None
     folder: str = ""
     shrink: float | None = None
+    order_index: Annotated[int, Field(ge=0)] | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not is_nameable(self.name) or len(self.name) > 500:

@@ -40,7 +40,19 @@ def task_of(adapter: Adapter, *, past: Path | None = None, shrink: float | None 
         lam=float(lam) if isinstance(lam, int | float) and math.isfinite(lam) else None,
         folder="" if past is None else seen_from(past, adapter.path),
         shrink=shrink,
+        order_index=order_index_of(adapter),
     )
+
+
+def order_index_of(adapter: Adapter) -> int | None:
+    """Its place in the order it was trained in, from 0; None where its manifest has none."""
+    index = (adapter.manifest or {}).get("order_index")
+    return index if isinstance(index, int) and index >= 0 else None
+
+
+def next_index(known: Sequence[int | None]) -> int:
+    """The place after tasks of these places: none of theirs, also where others were taken out."""
+    return max([len(known), *(index + 1 for index in known if index is not None)])
 
 
 def base_of(adapters: Sequence[Adapter]) -> Base:

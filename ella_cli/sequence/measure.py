@@ -16,6 +16,7 @@ from ella_cli.model.base import load_base
 from ella_cli.model.fold import Fold
 from ella_cli.model.lora import detach_lora, load_lora, lora_layers
 from ella_cli.past import Past, read_past
+from ella_cli.past.task import order_index_of
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.loading import ground_of, load_tasks
 from ella_cli.tasks import Task
@@ -68,7 +69,8 @@ def measure_adapter(
     base = load_base(_model(adapter, settings), dtype=settings.dtype, device=settings.device)
     base.check_ground(str(folder), ground_of(adapter))
     encoded = encode_rows(base, [rows], settings)
-    seed = stage_seed(settings, _order_index(adapter))
+    # Its stage's, as at the end of its training.
+    seed = stage_seed(settings, order_index_of(adapter) or 0)
     with Fold(base.model) as fold:
         if ground is not None:
             fold.set(ground.names, ground.delta)
@@ -116,12 +118,6 @@ def _as_trained(adapter: Adapter, settings: MeasureSettings) -> MeasureSettings:
             f"{adapter.path}: its ella.json has settings that none can train with",
             hint="the file was changed by hand; restore it, or take it away",
         ) from error
-
-
-def _order_index(adapter: Adapter) -> int:
-    """Which stage of its sequence the adapter is: it was measured with that stage's seed."""
-    index = (adapter.manifest or {}).get("order_index")
-    return index if isinstance(index, int) and index >= 0 else 0
 
 
 def _check_task(adapter: Adapter, task: Task, progress: Progress) -> None:

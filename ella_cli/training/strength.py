@@ -101,17 +101,25 @@ def check_strengths(settings: TrainSettings, stages: int) -> None:
             measured.
     """
     for index in range(stages):
-        found = given_strength(settings, index)
-        if settings.method == "olora" and settings.olora_l2 and found == Strength(0.0):
-            raise SettingsError(
-                "--olora-l2 with --lambda 0: the second weight is taken beside the first",
-                hint="give a --lambda above 0, such as 1e-6, or leave --olora-l2 out",
-            )
+        check_strength(settings, index)
     penalised = METHODS[settings.method].penalty is ella_penalty and stages > 1
     if penalised and settings.energy == "curvature" and not settings.curvature_rows:
         raise SettingsError(
             "--energy curvature with --curvature-rows 0: nothing would be measured to protect",
             hint="leave --curvature-rows out, or give --energy sum",
+        )
+
+
+def check_strength(settings: TrainSettings, index: int) -> None:
+    """
+    Raises:
+        SettingsError: as `given_strength`, or O-LoRA's second weight without its first.
+    """
+    found = given_strength(settings, index)
+    if settings.method == "olora" and settings.olora_l2 and found == Strength(0.0):
+        raise SettingsError(
+            "--olora-l2 with --lambda 0: the second weight is taken beside the first",
+            hint="give a --lambda above 0, such as 1e-6, or leave --olora-l2 out",
         )
 
 

@@ -166,6 +166,11 @@ def test_earlier_adapters_that_the_method_makes_nothing_of(
     assert words in refused(*train, "--earlier", "llama")
 
 
+def test_a_second_weight_without_the_first(refused: Refused, own_tasks: Path) -> None:
+    train = ("train", *TASK, "--model", "./nowhere", "-o", "a2", "--method", "olora")
+    assert "--olora-l2 with --lambda 0" in refused(*train, "--lambda", 0, "--olora-l2", 0.5)
+
+
 def test_an_adapter_of_another_rank_layout(refused: Refused, here: Path, tiny_llama: Path) -> None:
     train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "a2", "--method", "seqlora")
     said = refused(*train, "--earlier", "llama", "--lora-rank", 4)

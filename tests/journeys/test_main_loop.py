@@ -24,6 +24,21 @@ def _run_flags(model: Path, method: str) -> list[object]:
     return [*own, *SHORT]
 
 
+def test_no_two_tasks_of_a_past_share_a_seed_where_others_were_taken_out(
+    ella: Any, tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    common = ("--model", tiny_llama, *SHORT, "--json")
+    ella("train", "--task", "tasks/animals", "-o", "a1", *common)
+    manifest = json.loads((tmp_path / "a1" / "ella.json").read_text())
+    # As if it had been the second, and the first were gone.
+    (tmp_path / "a1" / "ella.json").write_text(json.dumps(manifest | {"order_index": 1}))
+    ella("accumulate", "a1", "--past", "w")
+    train = ("train", "--task", "tasks/colours", *common, "-o")
+    assert json.loads(ella(*train, "a2", "--past", "w").stdout)["order_index"] == 2
+    alone = ("--method", "seqlora", "--earlier", "a1")
+    assert json.loads(ella(*train, "a3", *alone).stdout)["order_index"] == 2
+
+
 def test_one_task_after_another_by_hand(ella: Any, tiny_llama: Path, own_tasks: Path) -> None:
     common = ("--model", tiny_llama, *SHORT, "--json")
     first = json.loads(ella("train", "--task", "tasks/animals", "-o", "a1", *common).stdout)
