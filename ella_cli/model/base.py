@@ -57,6 +57,9 @@ class Base:
 
         Args:
             max_source, max_target: as `Encoder` takes them.
+
+        Raises:
+            SettingsError: answers as long as asked leave a prompt no room.
         """
         room = prompt_room(self.model.config, self.kind, max_source, max_target)
         return Encoder(self.tokenizer, self.kind, room, max_target)
@@ -174,11 +177,21 @@ def prompt_room(config: object, kind: Kind, max_source: int, max_target: int) ->
     """Tokens a prompt may have: what is asked for, or fewer where the model's positions end.
 
     A decoder has one sequence for both, so room for the longest answer is kept.
+
+    Raises:
+        SettingsError: answers as long as asked leave a prompt none.
     """
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return max_source
-    return min(max_source, positions - (max_target if kind == "decoder" else 0))
+    room = positions - (max_target if kind == "decoder" else 0)
+    if room < 1:
+        raise SettingsError(
+            f"--max-target-length {max_target} leaves a prompt no room in the model's {positions} "
+            "positions",
+            hint="give the longest answer's tokens alone",
+        )
+    return min(max_source, room)
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -7,6 +7,7 @@ half a second instead of many.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -74,6 +75,30 @@ def hub_id(source: str) -> str | None:
     return source if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not local else None
 
 
+def adapter_loading(source: str, auto: str) -> list[str]:
+    """Lines of Python that load an adapter onto `source`, for a model card.
+
+    Args:
+        auto: the class of transformers that loads such a model.
+    """
+    quoted = json.dumps(source, ensure_ascii=False)
+    if source == "smollm2" or source.endswith(".gguf"):
+        # No name of transformers: it is unpacked first.
+        return [
+            "from ella_cli.model.base import load_base",
+            "from peft import PeftModel",
+            "",
+            f'model = PeftModel.from_pretrained(load_base({quoted}).model, "path/to/this/folder")',
+        ]
+    return [
+        "from peft import PeftModel",
+        f"from transformers import {auto}",
+        "",
+        f"model = {auto}.from_pretrained({quoted})",
+        'model = PeftModel.from_pretrained(model, "path/to/this/folder")',
+    ]
+
+
 def local_folder(source: str, *, fetch: bool = True) -> Path:
     """The folder in which the files of `source` lie; a hub id is found in the hub's cache.
 
@@ -134,7 +159,11 @@ def _unpacked(gguf: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    try:
+    # A file that is cut short ends in whatever its parser was reading.
+    with model_errors(
+        f"cannot read {gguf.name}",
+        hint="it may be cut short or of an architecture transformers cannot unpack",
+    ):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
@@ -142,11 +171,6 @@ def _unpacked(gguf: Path) -> Path:
             quantization_config=GgufConfig(dequantize=True),
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot read {gguf.name}: {str(error).splitlines()[0]}",
-            hint="it may be cut short or of an architecture transformers cannot unpack",
-        ) from error
     # 4-bit weights lose nothing in bf16 that matters, and the folder is half the size.
     model.to(torch.bfloat16)  # type: ignore[arg-type]
     if getattr(model.config, "quantization_config", None) is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from ella_cli.config import TrainSettings
-from ella_cli.model.source import hub_id
+from ella_cli.model.source import adapter_loading, hub_id
 from ella_cli.training.methods import METHODS
 
 
@@ -36,7 +35,9 @@ def model_card(manifest: Mapping[str, Any], settings: TrainSettings) -> str:
         "adapter:",
         "",
         "```python",
-        *_loading(base, manifest["kind"]),
+        *adapter_loading(
+            base, f"AutoModelFor{'Causal' if manifest['kind'] == 'decoder' else 'Seq2Seq'}LM"
+        ),
         "```",
         "",
         "| | |",
@@ -74,23 +75,3 @@ def _use(settings: TrainSettings) -> str:
             "one model with `ella export`."
         )
     return "The model after this task is the base plus this adapter alone."
-
-
-def _loading(base: str, kind: str) -> list[str]:
-    quoted = json.dumps(base, ensure_ascii=False)
-    if base == "smollm2" or base.endswith(".gguf"):
-        # No name of transformers: it is unpacked first.
-        return [
-            "from ella_cli.model.base import load_base",
-            "from peft import PeftModel",
-            "",
-            f'model = PeftModel.from_pretrained(load_base({quoted}).model, "path/to/this/folder")',
-        ]
-    auto = f"AutoModelFor{'Causal' if kind == 'decoder' else 'Seq2Seq'}LM"
-    return [
-        "from peft import PeftModel",
-        f"from transformers import {auto}",
-        "",
-        f"model = {auto}.from_pretrained({quoted})",
-        'model = PeftModel.from_pretrained(model, "path/to/this/folder")',
-    ]

@@ -103,3 +103,25 @@ def test_a_module_that_is_not_there_is_named(tiny_llama: Path) -> None:
         attach_lora(base, LoraFields(target_modules=("q_proj", "vproj")), seed=0)
     # The model is as it was.
     detach_lora(attach_lora(base, LoraFields(target_modules=("q_proj",)), seed=0))
+
+
+@pytest.mark.parametrize("longest", [512, 600])
+def test_answers_that_leave_a_prompt_no_room_are_refused(tiny_llama: Path, longest: int) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    with pytest.raises(SettingsError, match=f"--max-target-length {longest} leaves a prompt no"):
+        base.encoder(64, longest)
+    assert base.encoder(64, 511).max_source == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"GGUF", b"GGUF" + bytes(90), b"GGUF\x03" + bytes(3) + b"\x05" + bytes(14), b"no model"],
+)
+def test_a_gguf_file_that_is_cut_is_refused(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELLA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cut.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=r"cannot read cut\.gguf: .") as error:
+        load_base(str(tmp_path / "cut.gguf"))
+    assert "\n" not in error.value.message

@@ -158,3 +158,13 @@ def test_the_card_names_tasks_base_and_exactness(make_adapter: MakeAdapter, tmp_
     ):  # fmt: skip
         assert said in card
     assert str(tmp_path) not in card
+
+
+def test_the_card_unpacks_a_base_that_transformers_knows_by_no_name(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    past = accumulate([make_adapter("a", base="smollm2")], tmp_path / "w").past
+    export_adapter(past, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'load_base("smollm2").model' in card
+    assert 'from_pretrained("smollm2")' not in card

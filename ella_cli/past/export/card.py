@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ella_cli.model.source import hub_id
+from ella_cli.model.source import adapter_loading, hub_id
 from ella_cli.past.past import Past
 
 _LOADING = {
-    "adapter": """\
-from peft import PeftModel
-from transformers import {auto}
-
-model = PeftModel.from_pretrained({auto}.from_pretrained({base}), "THIS FOLDER")""",
     "merged model": """\
 from transformers import {auto}
 
-model = {auto}.from_pretrained("THIS FOLDER")""",
+model = {auto}.from_pretrained("path/to/this/folder")""",
     "dense past": """\
 from pathlib import Path
 from ella_cli.past import read_past
 
-past = read_past(Path("THIS FOLDER/wpast.safetensors"))""",
+past = read_past(Path("path/to/this/folder/wpast.safetensors"))""",
 }
 _AUTO = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}
 
@@ -31,6 +25,7 @@ _AUTO = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2S
 def write_card(folder: Path, past: Past, form: str, exactness: str, base: str) -> None:
     names = " → ".join(task.name for task in past.tasks) or "no task"
     library = {"adapter": "peft", "merged model": "transformers"}.get(form)
+    auto = _AUTO.get(past.base.task_type or "", "AutoModel")
     lines = [
         *_front_matter(base, library, form),
         f"# {base or 'A language model'} after {names}",
@@ -44,9 +39,10 @@ def write_card(folder: Path, past: Past, form: str, exactness: str, base: str) -
         *_tasks(past),
         "",
         "```python",
-        _LOADING[form].format(
-            auto=_AUTO.get(past.base.task_type or "", "AutoModel"),
-            base=json.dumps(base or "BASE MODEL", ensure_ascii=False),
+        *(
+            adapter_loading(base or "BASE MODEL", auto)
+            if form == "adapter"
+            else [_LOADING[form].format(auto=auto)]
         ),
         "```",
         "",
