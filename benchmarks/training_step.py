@@ -9,7 +9,7 @@ wall time up to the end of the last kernel. The kinds of step take turns all the
 
 A penalty is a small part of a step, and steps differ by more than that on a shared machine. So each
 is also timed alone, forward and backward, right after a step that had none, which has left nothing
-of it in the caches.
+of it in the caches; and so is AdamW's own step, in the weights' coordinates and in the past's.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from ella_cli.past import Past, accumulate
 from ella_cli.penalty import CurvaturePenalty, EllaPenalty, Penalty
 from ella_cli.tasks import load_task
 from ella_cli.tasks.batches import Collator
+from ella_cli.training.basis import PastBasis
 from ella_cli.training.manifest import versions
 from ella_cli.training.task import encode_rows
 
@@ -97,6 +98,18 @@ def seconds_alone(penalty: Penalty, model: PeftModel) -> float:
     return taken
 
 
+def step_seconds(optimizer: torch.optim.Optimizer, model: PeftModel) -> float:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    clock = _clock(model.device)
+    begun = clock()
+    optimizer.step()
+    taken = clock() - begun
+    model.zero_grad()
+    return taken
+
+
 def _clock(device: torch.device) -> Callable[[], float]:
     if device.type != "cuda":
         return time.thread_time
@@ -131,7 +144,8 @@ def main() -> None:
         name: batch[name].to(base.device)
         for name in ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
     }
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-6)
+    trained = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6)
     shape = tuple(inputs["input_ids"].shape)
     print(f"{base.source}, {asked.task}, batch {shape}, {base.device}, 1 thread, {versions()}")
     for tasks in asked.past_tasks:
@@ -142,8 +156,11 @@ def main() -> None:
                 "sum": EllaPenalty(model, past),
                 "curvature": CurvaturePenalty(model, past),
             }
+            turned = torch.optim.AdamW(trained, lr=1e-6)
+            PastBasis(model, past).attach(turned)
+            steps = {"adamw": optimizer, "adamw-past": turned}
             taken: dict[str, list[float]] = {name: [] for name in penalties}
-            alone: dict[str, list[float]] = {name: [] for name in penalties}
+            alone: dict[str, list[float]] = {name: [] for name in (*penalties, *steps)}
             for _ in range(asked.rounds + 1):
                 for name, penalty in penalties.items():
                     taken[name].append(seconds(model, inputs, optimizer, penalty))
@@ -151,6 +168,9 @@ def main() -> None:
                     if penalty is not None:
                         seconds(model, inputs, optimizer, None)
                         alone[name].append(seconds_alone(penalty, model))
+                for name, one in steps.items():
+                    seconds(model, inputs, optimizer, None)
+                    alone[name].append(step_seconds(one, model))
         # The first step of each also pays for memory and code.
         medians = {name: statistics.median(times[1:]) for name, times in taken.items()}
         shown = ", ".join(
