@@ -64,7 +64,8 @@ class Bound:
 
     `tightness` is left / right: 1 is a bound that is reached, near 0 one that says nothing. It is
     None where the right side is 0. `agreement` is the cosine between the update and the
-    shrinkage of the reference, 1 by construction where G is implied.
+    shrinkage of the reference, 1 by construction where G is implied. `reason` says why the right
+    side is infinite, where it is.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Bound:
     tightness: float | None
     shrunk_interference: float
     agreement: float | None
+    reason: str = ""
 
 
 def module_sums(
@@ -105,11 +107,15 @@ def module_sums(
         x = update.p[rows].double() @ update.q.double()
         g = x * weight if reference is None else reference.p[rows].double() @ reference.q.double()
         shrunk = x if reference is None else g / weight
-        reached = block != 0
+        protected = block != 0
+        # 0 / 0 counts nothing; anything else over 0 has no bound.
+        open_ended = bool((past[~protected] != 0).any())
         sums += Sums(
             interference=float((x * past).sum()),
             reference_square=float(g.square().sum()),
-            support=float((past[reached] / block[reached]).square().sum()),
+            support=math.inf
+            if open_ended
+            else float((past[protected] / block[protected]).square().sum()),
             shrunk_interference=float((shrunk * past).sum()),
             shrunk_square=float(shrunk.square().sum()),
             update_square=float(x.square().sum()),
@@ -121,7 +127,8 @@ def module_sums(
 def bound_of(name: str, lam: float, sums: Sums, *, measured: bool) -> Bound:
     reference_norm = math.sqrt(sums.reference_square)
     support = math.sqrt(sums.support)
-    right = reference_norm / (2 * math.sqrt(lam)) * support
+    # An update of nothing keeps to any bound, an infinite one too.
+    right = reference_norm / (2 * math.sqrt(lam)) * support if reference_norm else 0.0
     left = abs(sums.interference)
     return Bound(
         name=name,
@@ -138,6 +145,7 @@ def bound_of(name: str, lam: float, sums: Sums, *, measured: bool) -> Bound:
         agreement=cosine(
             sums.agreement, math.sqrt(sums.update_square), math.sqrt(sums.shrunk_square)
         ),
+        reason="infinite: E is 0 where W_past is not" if right == math.inf else "",
     )
 
 
@@ -157,13 +165,13 @@ def bounds_of(
     """The bound for each λ; `modules` are those of the first λ, each module read once a λ.
 
     Raises:
-        SettingsError: no λ, or one that is not above 0.
+        SettingsError: no λ, or one that is not above 0, or infinite.
         ShapeError: adapter, reference and past do not fit.
     """
-    if not lams or any(not lam > 0 for lam in lams):
+    if not lams or any(not 0 < lam < math.inf for lam in lams):
         shown = ", ".join(f"{lam:g}" for lam in lams) or "none"
         raise SettingsError(
-            f"the bound needs λ above 0, got {shown}",
+            f"the bound needs a finite λ above 0, got {shown}",
             hint="give --lambda, for example the one that the next task will be trained with",
         )
     names = common_modules(adapter, past)

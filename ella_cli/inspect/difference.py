@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ella_cli.adapter import Adapter, read_adapter
-from ella_cli.errors import SettingsError
+from ella_cli.errors import SettingsError, StorageError
 from ella_cli.inspect.products import as_factors, cosine, inner, norm
 from ella_cli.inspect.task_updates import signed_sum
 from ella_cli.inspect.tiles import row_blocks
@@ -55,8 +55,14 @@ def difference(a: Path, b: Path) -> Difference:
 
     Raises:
         SettingsError: one is a past and the other an adapter.
+        StorageError: one is not there.
         PastError, AdapterError: one cannot be read.
     """
+    for path in (a, b):
+        if not path.exists():
+            raise StorageError(
+                f"there is no {path}", hint="name two W_past files, or two adapters' folders"
+            )
     if a.is_dir() != b.is_dir():
         adapter, past = (a, b) if a.is_dir() else (b, a)
         raise SettingsError(

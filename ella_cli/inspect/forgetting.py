@@ -84,10 +84,14 @@ def forgetting_of(runs: Sequence[Path], reference: Path | None = None) -> Forget
             exact for the first transition and an approximation after it.
 
     Raises:
-        SettingsError: no transition to look at, or the reference is of another order.
+        SettingsError: no transition to look at, a run twice, or a reference of another order.
         ShapeError: the reference adapts other modules.
         StorageError, AdapterError: a run cannot be read.
     """
+    resolved = [run.resolve() for run in runs]
+    for one in resolved:
+        if resolved.count(one) > 1:
+            raise SettingsError(f"{one.name} is named twice", hint="name each run once")
     stages = [read_run_stages(run) for run in runs]
     for run in stages:
         if not run.is_summed:

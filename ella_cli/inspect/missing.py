@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ella_cli.adapter import Adapter, read_adapter
+from ella_cli.errors import AdapterError, StorageError
 from ella_cli.inspect.overlap import contained_as
 from ella_cli.inspect.run_stages import RunStages
 from ella_cli.past import Past, PastTask
@@ -61,6 +62,10 @@ def _adapter_missing(task: PastTask, past: Path) -> str:
     folder = past.parent / task.folder
     if not (folder / "adapter_config.json").is_file():
         return f"the adapter of {task.name} is no longer at {task.folder}"
-    if read_adapter(folder).digest != task.digest:
+    try:
+        found = read_adapter(folder)
+    except (AdapterError, StorageError) as error:
+        return f"the adapter of {task.name} cannot be read any more: {error.message}"
+    if found.digest != task.digest:
         return f"the adapter at {task.folder} is no longer the one that was added as {task.name}"
     return ""

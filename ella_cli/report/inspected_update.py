@@ -147,6 +147,15 @@ def bound_document(report: BoundReport, adapter: str, past: str) -> Document:
                 "identity check and must hold. --reference gives a measured G."
             )
         )
+    if report.totals[0].reason:
+        open_ended = [module.name for module in report.modules if module.reason]
+        parts.append(
+            Words(
+                f"The bound is {report.totals[0].reason}, in {len(open_ended)} of "
+                f"{len(report.modules)} modules such as {open_ended[0]}.",
+                warning=True,
+            )
+        )
     parts.append(_bound_table("by λ, all modules", "λ", report.totals, by_lam=True))
     ranked = sorted(report.modules, key=lambda b: b.tightness or 0, reverse=True)[:MOST_MODULES]
     parts.append(

@@ -1,7 +1,8 @@
 """Signs that a penalty did too much, or nothing: what the curves of a stage say.
 
 - collapse: the update shrank to almost nothing while the task was not learned. `B = 0` minimises
-  the penalty, so a large λ can train a task to the adapter that does nothing.
+  the penalty, so a large λ can train a task to the adapter that does nothing. Without a penalty
+  the task was hardly trained.
 - idle: λ · penalty never reached a share of the cross-entropy that could have mattered.
 - ruling: at the end λ · penalty outweighs the cross-entropy that the task is trained for.
 
@@ -75,13 +76,23 @@ class Course:
             return None
         if not end > UNLEARNED_CE * start:
             return None
+        advice = (
+            "λ is too large for this task: lower --rho or --lambda tenfold."
+            if self._is_held()
+            else "No penalty held it: train it for more steps, or with a larger --learning-rate."
+        )
         return Sign(
             self.task,
             "collapse",
             f"{self.task} collapsed: ‖ΔW‖ ended at {norms[-1]:.3g}, under {COLLAPSED_NORM:.0%} of "
             f"{peak:.3g}, and the cross-entropy at {end:.3f} from {start:.3f} (over "
-            f"{UNLEARNED_CE:.0%}). λ is too large for this task: lower --rho or --lambda tenfold.",
+            f"{UNLEARNED_CE:.0%}). {advice}",
         )
+
+    def _is_held(self) -> bool:
+        """Whether a penalty acted; where none was recorded, λ says."""
+        penalties = known(self.weighted_penalty)
+        return any(penalties) if penalties else bool(self.lam)
 
     def _idle(self) -> Sign | None:
         largest = max(known(self.ratio), default=None)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from ella_cli.adapter import read_adapter
 from ella_cli.errors import SettingsError, ShapeError
 from ella_cli.inspect.bound import bound_of, bounds_of, module_sums, trained_lambda
 from ella_cli.kernels import Factors
-from ella_cli.past import Past
+from ella_cli.past import Past, accumulate
+from tests.cli.test_report import ella
 from tests.inspect.conftest import (
     MODULES,
     WriteAdapter,
@@ -95,6 +98,43 @@ def test_an_energy_above_the_signed_sum_tightens_the_last_factor() -> None:
     update = Factors(torch.ones(2, 1), torch.ones(1, 2))
     found = bound_of("m", 1.0, module_sums(update, energy, past, 1.0, None), measured=False)
     assert found.support == pytest.approx(math.sqrt(0.5**2 + 1 + 0.25**2))
+
+
+def test_without_energy_where_the_past_lies_there_is_no_bound() -> None:
+    """As with the last K tasks' energy, where only an earlier task moved a coordinate."""
+    past = torch.tensor([[1.0, 0.5], [2.0, 0.0]])
+    energy = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    update = Factors(torch.ones(2, 1), torch.ones(1, 2))
+    found = bound_of("m", 1.0, module_sums(update, energy, past, 1.0, None), measured=False)
+    assert (found.right_side, found.holds) == (math.inf, True)
+    assert found.reason == "infinite: E is 0 where W_past is not"
+    nothing = Factors(torch.zeros(2, 1), torch.ones(1, 2))
+    found = bound_of("m", 1.0, module_sums(nothing, energy, past, 1.0, None), measured=False)
+    assert (found.right_side, found.holds, found.reason) == (0.0, True, "")
+
+
+def test_an_infinite_bound_is_said_in_words_and_is_null_in_the_json(
+    write_adapter: WriteAdapter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    modules = list(MODULES.items())
+    tasks = [
+        write_adapter("old", factors=random_factors(1, dict(modules))),
+        write_adapter("new", factors=random_factors(2, dict(modules[1:]))),
+    ]
+    past = tmp_path / "past.safetensors"
+    accumulate(tasks, past, energy="abs", last=1)
+    words = ("inspect", "bound", str(past), str(write_adapter("kept", 7)), "--lambda")
+    assert ella(monkeypatch, *words, "1") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The bound is infinite: E is 0 where W_past is not, in 1 of 4 modules" in said
+    assert ella(monkeypatch, *words, "1", "--json") == 0
+    (total,) = json.loads(capsys.readouterr().out)["totals"]
+    assert (total["right_side"], total["reason"][:8]) == (None, "infinite")
+    assert ella(monkeypatch, *words, "inf") == 2
+    assert "a finite λ above 0, got inf" in capsys.readouterr().err
 
 
 def test_lambda_comes_from_the_manifest_or_must_be_given(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ella_cli.errors import SettingsError
+from ella_cli.errors import SettingsError, StorageError
 from ella_cli.inspect.difference import difference
 from ella_cli.past import Past, accumulate
 from tests.inspect.conftest import MODULES, WriteAdapter, random_factors, updates_of
@@ -28,6 +28,11 @@ def test_two_adapters_differ_by_the_norm_of_their_updates_difference(
     assert report.total.relative == pytest.approx(
         float((a - b).norm() / max(a.norm(), b.norm())), rel=1e-6
     )
+
+
+def test_what_is_not_there_is_no_file(write_adapter: WriteAdapter, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="there is no "):
+        difference(write_adapter("a", 1), tmp_path / "nope")
 
 
 def test_equal_contents_are_the_same_whatever_the_folder(write_adapter: WriteAdapter) -> None:

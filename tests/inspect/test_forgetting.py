@@ -59,6 +59,12 @@ def test_ten_pairs_are_ranked_and_four_stages_are_not(write_run: WriteRun) -> No
     assert all(one.rho is None for one in report.by_transition)
 
 
+def test_one_run_by_two_names_is_refused(write_run: WriteRun) -> None:
+    run = write_run("r", MATRIX)
+    with pytest.raises(SettingsError, match="r is named twice"):
+        forgetting_of([run, run / ".." / "r"])
+
+
 def test_runs_pool_and_a_run_without_a_penalty_has_no_bound(write_run: WriteRun) -> None:
     runs = [write_run("a", MATRIX), write_run("b", MATRIX, method="inclora", lam=0.0, seed=1)]
     report = forgetting_of(runs)

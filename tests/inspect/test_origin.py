@@ -82,9 +82,11 @@ def test_a_past_notices_adapters_that_are_gone_or_changed(factored: Past, tmp_pa
     assert factored.path is not None
     shutil.rmtree(tmp_path / "dbpedia")
     save_adapter(tmp_path / "amazon", random_factors(77))
+    (tmp_path / "yahoo/adapter_model.safetensors").write_bytes(b"cut")
     missing = " ".join(past_origin(factored.path).missing)
     assert "the adapter of dbpedia is no longer at dbpedia" in missing
     assert "no longer the one that was added as amazon" in missing
+    assert "the adapter of yahoo cannot be read any more: " in missing
 
 
 def test_a_run_tells_what_it_learned_and_what_was_not_run(write_run: Callable[..., Path]) -> None:

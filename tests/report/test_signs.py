@@ -31,6 +31,15 @@ def test_an_update_that_vanished_from_an_unlearned_task_is_a_collapse(write_run:
     assert "2.500 from 2.500" in next(s.text for s in signs(run) if s.kind == "collapse")
 
 
+@pytest.mark.parametrize(("lam", "said"), [(0.0, "No penalty held it"), (1.0, "λ is too large")])
+def test_a_collapse_is_laid_to_the_penalty_only_where_there_was_one(
+    write_run: WriteRun, lam: float, said: str
+) -> None:
+    gone = {**curves(3, lam), "ce": [2.5] * 40, "update_norm": [0.01] * 40}
+    run = run_with(write_run, lam, curves=gone, update_norm=0.01)
+    assert said in next(sign.text for sign in signs(run) if sign.kind == "collapse")
+
+
 def test_a_small_update_that_learned_its_task_is_none(write_run: WriteRun) -> None:
     learned = {**curves(3, 1.0), "update_norm": [0.01] * 40}
     assert "collapse" not in kinds(run_with(write_run, 1.0, curves=learned, update_norm=0.01))
