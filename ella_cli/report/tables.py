@@ -92,10 +92,9 @@ def comparison(runs: Sequence[RunResults]) -> tuple[Part, ...]:
         )
     ]
     unknown = [group for group in groups if len(group.runs) > 1 and not group.settings_known]
-    parts += [
-        Words(f"settings not known, averaged by name: {', '.join(_names(group))}", True)
-        for group in unknown
-    ]
+    if unknown:
+        averaged = "; ".join(", ".join(run.name for run in group.runs) for group in unknown)
+        parts.append(Words(f"settings not known, averaged by name: {averaged}", True))
     orders = {run.accuracy.order for run in runs}
     if len(orders) > 1:
         parts.append(
@@ -117,16 +116,11 @@ def _comparison_notes(groups: Sequence[Group]) -> list[str]:
     if bounds:
         whose = f" of {', '.join(bounds)}" if len(bounds) < len(groups) else ""
         notes.append(f"forgetting{whose} is from the cells that were scored: a lower bound")
-    notes += [
-        f"forgetting of {group.name} is not averaged, for its runs were scored in other cells"
-        for group in known
-        if len(group.unseen) > 1
-    ]
+    unlike = [group.name for group in known if len(group.unseen) > 1]
+    if unlike:
+        whose = ", ".join(unlike)
+        notes.append(f"forgetting of {whose} is not averaged: its seeds were scored in other cells")
     return notes
-
-
-def _names(group: Group) -> list[str]:
-    return [run.name for run in group.runs]
 
 
 def _final_scores(groups: Sequence[Group]) -> HeatMap:

@@ -224,7 +224,7 @@ def test_forgetting_of_fewer_cells_is_a_lower_bound_and_never_averaged_with_one_
     (group,) = report.json["comparison"]
     assert group["figures"]["forgetting"] is None
     assert group["figures"]["bwt"]["seeds"] == 2
-    words = "is not averaged, for its runs were scored in other cells"
+    words = "is not averaged: its seeds were scored in other cells"
     assert words in markdown.render(report.document)
     alike = write_run("c", seed=2, matrix=fewer)
     report = make_report([runs[1], alike])
