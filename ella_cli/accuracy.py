@@ -27,6 +27,8 @@ class AccuracyMatrix:
         matrix: K rows of K scores; row j is after task j, column i is task i.
         base: the untouched model's score on each task, or None if it was not run.
         single: each task's score when trained alone from the base, or None.
+        only_end: what came of all tasks was scored, and no stage: of one task, too, it is not
+            known how it was learned.
 
     Every figure is None where a score it needs was not run, or K is too small for it.
     """
@@ -35,6 +37,7 @@ class AccuracyMatrix:
     matrix: tuple[tuple[Score, ...], ...]
     base: tuple[Score, ...] | None = None
     single: tuple[Score, ...] | None = None
+    only_end: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.order)
@@ -87,6 +90,8 @@ class AccuracyMatrix:
 
         Source: Riemer et al. 2018 (arXiv 1810.11910), "learning accuracy".
         """
+        if self.only_end:
+            return None
         return _mean([self.matrix[i][i] for i in range(len(self.order))])
 
     @property
@@ -141,7 +146,9 @@ class AccuracyMatrix:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> AccuracyMatrix:
-        """The matrix that `to_json` wrote; other keys are ignored and figures computed anew.
+        """The matrix that `to_json` wrote; figures are computed anew.
+
+        Of other keys `method` alone counts: scores of a past are those of its end.
 
         Raises:
             StorageError: a key is missing, or the sizes or values do not make up a matrix.
@@ -159,6 +166,7 @@ class AccuracyMatrix:
                 matrix,
                 None if base is None else _scores(base, len(order)),
                 None if single is None else _scores(single, len(order)),
+                only_end=document.get("method") == "past",
             )
         except (KeyError, TypeError, ValueError) as error:
             what = f"no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ella_cli.config import SUMMED_METHODS, TrainSettings
+from ella_cli.config import SUMMED_METHODS, RunSettings, TrainSettings
 
 _WEIGHED = {"ella", "olora"}
 
@@ -15,11 +15,21 @@ _WEIGHED = {"ella", "olora"}
 def unused_settings(settings: TrainSettings) -> list[str]:
     """One sentence for each setting that was given and has no effect."""
     known = type(settings).model_fields
+    said = [(name, f"changes nothing here: {reason}") for name, reason in _reasons(settings)]
     return [
-        f"--{(known[name].alias or name).replace('_', '-')} changes nothing here: {reason}"
-        for name, reason in _reasons(settings)
+        f"--{(known[name].alias or name).replace('_', '-')} {words}"
+        for name, words in (*said, *_not_trained_by(settings))
         if name in settings.model_fields_set and getattr(settings, name) != known[name].default
     ]
+
+
+def _not_trained_by(settings: TrainSettings) -> Iterator[tuple[str, str]]:
+    """What a method that sums, and is not ella, makes nothing of but a past file for others."""
+    if settings.method in SUMMED_METHODS - {"ella"}:
+        # `ella run` writes a past file; `ella train` writes none.
+        what = "the run's past file alone" if isinstance(settings, RunSettings) else "nothing here"
+        for name in ("energy", "last", "decay"):
+            yield name, f"changes {what}: {settings.method} does not train by it"
 
 
 def _reasons(settings: TrainSettings) -> Iterator[tuple[str, str]]:

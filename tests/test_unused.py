@@ -35,13 +35,26 @@ def test_what_changes_nothing_is_said_with_its_reason(
     assert reason in note
 
 
+@pytest.mark.parametrize("given", [{"energy": "abs"}, {"last": 1}, {"decay": 0.5}])
+@pytest.mark.parametrize("method", ["inclora", "olora", "replay"])
+def test_what_only_the_past_file_is_made_by_is_said_so(method: str, given: dict[str, Any]) -> None:
+    (note,) = unused_settings(RunSettings.model_validate({"method": method, **given}))
+    assert note.startswith(f"--{next(iter(given))} changes the run's past file alone: {method} ")
+
+
+def test_where_no_past_file_is_written_an_energy_changes_nothing() -> None:
+    settings = TrainSettings.model_validate({"method": "inclora", "energy": "abs"})
+    (note,) = unused_settings(settings)
+    assert note == "--energy changes nothing here: inclora does not train by it"
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {},
         {"lambda": "0,auto", "rho": 3, "energy": "curvature", "energy_rank": 8, "importance": 0.5},
         {"method": "olora", "lambda": 0.5, "olora_l2": 0.1, "curvature_rows": 0},
-        {"method": "inclora", "lambda": 0, "energy": "sum", "curvature_rows": 16},
+        {"method": "inclora", "lambda": 0, "curvature_rows": 16},
         {"method": "replay", "replay_share": 0.1, "num_train_epochs": 2},
         {"method": "seqlora", "weight_decay": 0.1, "optim": "muon", "max_steps": 5},
         # As `--dry-run` prints them: nobody chose these.

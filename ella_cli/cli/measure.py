@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -54,5 +55,5 @@ def measure(
         f"rank {facts['rank']}: at most {dropped['g']:.1%} of G and {dropped['c']:.1%} of C "
         "dropped in a module\n"
         f"importance {facts['importance']:.2g}\n"
-        f"next: ella accumulate {adapter} --past wpast.safetensors",
+        f"next: ella accumulate {shlex.quote(str(adapter))} --past wpast.safetensors",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -168,5 +169,5 @@ def _table(folder: Path, manifest: dict[str, Any]) -> Table:
     table.add_row("cross-entropy", f"{curves['ce'][0]:.3f} → {curves['ce'][-1]:.3f} nats a token")
     table.add_row("λ · penalty", f"{curves['weighted_penalty'][-1]:.4f} at the end")
     table.add_row("‖ΔW‖", f"{manifest['update_norm']:.3f}")
-    table.add_row("next", f"ella accumulate {folder} --past wpast.safetensors")
+    table.add_row("next", f"ella accumulate {shlex.quote(str(folder))} --past wpast.safetensors")
     return table

@@ -45,6 +45,7 @@ def results_document(
         matrix=tuple(_scores(row) for row in rows),
         base=_scores(base) if base is not None else None,
         single=tuple(_mean(single.get(name)) for name in order) if single is not None else None,
+        only_end=facts.get("method") == "past",
     )
     stages = dict(zip(order, rows, strict=True)) | ({"base": base} if base is not None else {})
     row_scores = {

@@ -16,7 +16,7 @@ from ella_cli.past.dense import DenseStore
 from ella_cli.past.factored import Block
 from ella_cli.past.past import Past
 from ella_cli.past.record import Base, EnergyKind, PastTask
-from ella_cli.past.task import base_of, block_record, task_of
+from ella_cli.past.task import base_of, block_record, objections, task_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,15 +241,7 @@ class Draft:
             self.notes.append(
                 f"{adapter.path}: {len(adapter.left_out)} untrained base weights are left out"
             )
-        past = (adapter.manifest or {}).get("past")
-        learnt_on = past.get("tasks") if isinstance(past, dict) else None
-        names = {task.name for task in self.tasks}
-        missing = [t for t in learnt_on if t not in names] if isinstance(learnt_on, list) else []
-        if missing:
-            self.notes.append(
-                f"{adapter.task} was trained on top of {', '.join(map(str, missing))}, "
-                "not in this past"
-            )
+        self.notes += objections(adapter, {task.name for task in self.tasks}, "this past")
 
 
 def common_base(known: Base, adapter: Adapter, *, force: bool) -> Base:

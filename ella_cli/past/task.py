@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ella_cli.adapter import Adapter
+from ella_cli.config import SUMMED_METHODS, MethodName
 from ella_cli.errors import AdapterError, NonFiniteError
 from ella_cli.past.record import Base, BlockRecord, PastTask
 
+_WHOLE = frozenset(get_args(MethodName)) - SUMMED_METHODS
 _LARGEST = 3.4e38  # of float32
 
 
@@ -53,6 +55,27 @@ def order_index_of(adapter: Adapter) -> int | None:
 def next_index(known: Sequence[int | None]) -> int:
     """The place after tasks of these places: none of theirs, also where others were taken out."""
     return max([len(known), *(index + 1 for index in known if index is not None)])
+
+
+def objections(adapter: Adapter, held: Collection[str], whole: str) -> list[str]:
+    """What an adapter's manifest says against adding it to others: a sentence for each.
+
+    Args:
+        held: the tasks that it is added to.
+        whole: what they are, as "this past".
+    """
+    manifest = adapter.manifest or {}
+    found = []
+    if held and manifest.get("method") in _WHOLE:
+        found.append(
+            f"{adapter.path} is of method {manifest['method']}, a model by itself and no term of a "
+            "sum: nobody trained what comes out"
+        )
+    learnt_on = (manifest.get("past") or {}).get("tasks") or []
+    missing = [task for task in learnt_on if task not in held]
+    if missing:
+        found.append(f"{adapter.task} was trained on top of {', '.join(missing)}, not in {whole}")
+    return found
 
 
 def base_of(adapters: Sequence[Adapter]) -> Base:

@@ -164,5 +164,9 @@ def _resampled(run: RunResults, resamples: int) -> Iterable[AccuracyMatrix]:
     for draw in range(resamples):
         matrix = tuple(row(stage, draw) or () for stage in order)
         yield AccuracyMatrix(
-            order=order, matrix=matrix, base=row("base", draw), single=row("single", draw)
+            order=order,
+            matrix=matrix,
+            base=row("base", draw),
+            single=row("single", draw),
+            only_end=run.accuracy.only_end,
         )

@@ -13,6 +13,7 @@ from ella_cli.evaluate.grid import Stage, evaluate_grid, evaluation_of
 from ella_cli.evaluate.results import results_document, single_rows
 from ella_cli.model.fold import Fold
 from ella_cli.past import read_past
+from ella_cli.past.task import objections
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.run_paths import stage_name
 from ella_cli.sequence.loading import base_once, ground_of, load_tasks
@@ -110,6 +111,10 @@ def evaluate_adapters(
                 f"{adapter.path} has learned {learned} and stands for {task.spec.name}: name the "
                 "adapters in the order of the tasks"
             )
+    for index, adapter in enumerate(adapters):
+        held = {one.task for one in adapters[:index]}
+        for objection in objections(adapter, held, "the adapters before it"):
+            progress.warn(objection)
     base = base_once(evaluation, progress)
     known = evaluation_facts(evaluation, base())
     alone = single_rows(single, tasks, known) if single else None

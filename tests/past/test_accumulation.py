@@ -129,6 +129,19 @@ def test_the_record_tells_where_every_part_came_from(
     assert done.notes == ("amazon was trained on top of dbpedia, not in this past",)
 
 
+def test_a_whole_model_that_is_added_to_others_is_told(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    """A first one is the model; from the second on the sum is none that was trained."""
+    stages = [
+        make_adapter(task, seed, manifest={"task": task, "method": "seqlora"})
+        for seed, task in enumerate(("dbpedia", "amazon"))
+    ]
+    assert accumulate(stages[:1], tmp_path / "w.safetensors").notes == ()
+    (note,) = accumulate(stages[1:], tmp_path / "w.safetensors").notes
+    assert "amazon is of method seqlora, a model by itself and no term of a sum" in note
+
+
 def test_modules_that_only_some_tasks_adapt_are_kept_apart(
     make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:

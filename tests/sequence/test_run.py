@@ -24,6 +24,8 @@ from ella_cli.evaluate import grid
 from ella_cli.inspect.run_stages import past_before
 from ella_cli.past import read_past
 from ella_cli.progress import Silence
+from ella_cli.report.metrics import metric_values
+from ella_cli.report.results import read_run
 from ella_cli.sequence import (
     RunFolder,
     evaluate_adapters,
@@ -311,17 +313,54 @@ def test_names_that_results_need_are_no_tasks(tmp_path: Path) -> None:
 def test_adapters_in_another_order_than_the_tasks_are_told(
     finished: Path, tmp_path: Path, tiny_llama: Path
 ) -> None:
+    stages = [finished / "stages" / name for name in ("02-demo-mood", "01-demo-topic")]
+    warnings = _warnings_of(stages, tmp_path, tiny_llama)
+    assert "02-demo-mood has learned demo-mood and stands for demo-topic" in warnings[0]
+    # It was trained on a past that is not there.
+    on_top = "demo-mood was trained on top of demo-topic, not in the adapters before it"
+    assert on_top in warnings
+
+
+def test_adapters_that_do_not_add_up_are_told(
+    finished: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    stages = []
+    for name in ("01-demo-topic", "02-demo-mood"):
+        stage = shutil.copytree(finished / "stages" / name, tmp_path / name)
+        manifest = json.loads((stage / "ella.json").read_text())
+        manifest |= {"method": "seqlora", "past": {"digest": None, "tasks": []}}
+        (stage / "ella.json").write_text(json.dumps(manifest))
+        stages.append(stage)
+    (warning,) = _warnings_of(stages, tmp_path, tiny_llama)
+    assert "02-demo-mood is of method seqlora, a model by itself and no term of a sum" in warning
+
+
+def _warnings_of(stages: list[Path], folder: Path, model: Path) -> list[str]:
+    """What is warned of when the sums of these adapters are scored."""
     warnings: list[str] = []
 
     class Heard(Silence):
         def warn(self, words: str) -> None:
             warnings.append(words)
 
-    stages = [finished / "stages" / name for name in ("02-demo-mood", "01-demo-topic")]
+    settings = EvaluateSettings(
+        model=str(model), dtype="float32", limit=4, limit_test=2, decode="rank"
+    )
+    evaluate_adapters(stages, "demo-topic,demo-mood", settings, folder / "scores", progress=Heard())
+    return warnings
+
+
+def test_one_task_of_a_past_tells_nothing_of_how_it_was_learned(
+    finished: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
     settings = EvaluateSettings(
         model=str(tiny_llama), dtype="float32", limit=4, limit_test=2, decode="rank"
     )
-    evaluate_adapters(
-        stages, "demo-topic,demo-mood", settings, tmp_path / "scores", progress=Heard()
-    )
-    assert "02-demo-mood has learned demo-mood and stands for demo-topic" in warnings[0]
+    folder = tmp_path / "scores"
+    document = evaluate_past(finished / "wpast.safetensors", "demo-topic", settings, folder)
+    assert document["oa"] is not None
+    assert document["learned"] is None
+    # Nor does a report of it.
+    assert "learned" not in [
+        key for key, value in metric_values(read_run(folder)).items() if value is not None
+    ]

@@ -1,0 +1,27 @@
+"""`ella train` and `ella measure` as they are called: what they say comes next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_report import ella
+
+
+def test_the_next_command_can_be_typed_where_a_folder_has_a_space(
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = ("--task", "demo-topic", "--limit", "8", "--device", "cpu")
+    how = ("--dtype", "float32", "--max-steps", "1", "--curvature-rows", "0")
+    train = ("train", *task, "--model", str(tiny_llama), *how)
+    following = "ella accumulate 'a 1' --past wpast.safetensors"
+    assert ella(monkeypatch, *train, "-o", "a 1") == 0
+    assert following in capsys.readouterr().out
+    assert ella(monkeypatch, "measure", "a 1", *task, "--curvature-rows", "2") == 0
+    said = capsys.readouterr()
+    assert following in said.out + said.err
