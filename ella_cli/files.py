@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,9 +43,11 @@ def replacing(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         try:
-            # mkstemp makes 0600; a result file is as readable as any other file of the user.
-            temporary.chmod(0o666 & ~_umask())
             yield temporary
+            # mkstemp makes 0600; a new file is as readable as any other of the user, and one that
+            # was there as readable as it was.
+            known = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+            temporary.chmod(0o666 & ~_umask() if known is None else known)
             _flush(temporary)
             temporary.replace(path)
             _flush(path.parent)
@@ -91,8 +94,23 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def behind_links(path: Path) -> Path:
-    """Where `path` really lies: what a link names is written, and the link stays one."""
-    return path.resolve() if path.is_symlink() else path
+    """Where `path` really lies: what a link names is written, and the link stays one.
+
+    Raises:
+        StorageError: its links lead in a circle.
+    """
+    return _resolved(path) if path.is_symlink() else path
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        found = path.resolve()
+    except RuntimeError:
+        # How Python before 3.13 reports a circle; later ones give a link.
+        found = path
+    if found.is_symlink():
+        raise _storage_error(path, "its links lead in a circle")
+    return found
 
 
 def left_behind(path: Path) -> list[Path]:
@@ -122,7 +140,7 @@ def check_replaceable(path: Path, sign: str) -> None:
     Raises:
         StorageError: a file or a folder of other things is there, or its parent is not writable.
     """
-    if path.name in ("", "..") or path.resolve() == Path.cwd():
+    if path.name in ("", "..") or _resolved(path) == Path.cwd():
         raise StorageError(
             f"{path} is a folder that something works in, and cannot be replaced",
             hint="give a new --output-dir",

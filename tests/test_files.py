@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from ella_cli.errors import StorageError
-from ella_cli.files import check_replaceable, new_folder, read_json
+from ella_cli.files import check_replaceable, new_folder, read_json, write_text
 
 
 def test_only_nothing_an_empty_folder_or_one_of_its_kind_is_replaced(tmp_path: Path) -> None:
@@ -98,3 +99,22 @@ def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(
         (temporary / "sign").write_text("new")
     assert (folder / "sign").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
+    write_text(tmp_path / "own", "1")
+    (tmp_path / "own").chmod(0o600)
+    write_text(tmp_path / "own", "2")
+    assert stat.S_IMODE((tmp_path / "own").stat().st_mode) == 0o600
+    (tmp_path / "plain").touch()
+    write_text(tmp_path / "new", "1")
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_links_in_a_circle_are_a_matter_of_storage(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StorageError, match="lead in a circle"):
+        write_text(tmp_path / "loop", "1")
+    with pytest.raises(StorageError, match="lead in a circle"):
+        check_replaceable(tmp_path / "loop", "sign")
+    assert (tmp_path / "loop").is_symlink()
