@@ -36,6 +36,9 @@ _WEIGHTS = "adapter_model.safetensors"
 _MODULE_LIMIT = 200
 _TASK_LIMIT = 500
 
+# Python reads no number of more, and a stranger's file may have one in a name.
+_MOST_DIGITS = 4300
+
 
 @dataclass(frozen=True, eq=False)
 class Update:
@@ -269,8 +272,11 @@ def _shown(entry: Entry) -> str:
 
 def layers_in_order(name: str) -> tuple[tuple[int, str], ...]:
     """Sorts `layers.2` before `layers.10`."""
-    parts = name.split(".")
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in parts)
+    return tuple((int(part), "") if _is_number(part) else (-1, part) for part in name.split("."))
+
+
+def _is_number(part: str) -> bool:
+    return part.isdecimal() and len(part) <= _MOST_DIGITS
 
 
 def _task(manifest: Mapping[str, Any] | None, path: Path) -> str:

@@ -20,6 +20,7 @@ METADATA_KEY = "ella_curvature"
 # 4 does not count in full, which such a reader would make it do.
 PLAIN_VERSION, FLOORS_VERSION, DIRECTIONS_VERSION, IMPORTANCE_VERSION = 1, 2, 3, 4
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 # As `--importance` takes it: what counts for nothing is left out by --last or --drop.
 Importance = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Floor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -57,11 +58,11 @@ class CurvatureRecord:
     rows: int = 0
     tokens: int = 0
     seed: int = 0
-    coherence: float = 1.0
-    shrinkage: float | None = None
-    dropped: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    coherence: Finite = 1.0
+    shrinkage: Finite | None = None
+    dropped: Mapping[str, tuple[Finite, Finite]] = field(default_factory=dict)
     floors: Mapping[str, tuple[Floor, Floor]] = field(default_factory=dict)
-    contrast: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    contrast: Finite | None = None
     importance: Importance = 1.0
     digest: str = ""
     measured: str = ""

@@ -112,6 +112,22 @@ class TensorFile:
         flat = torch.frombuffer(pages, dtype=dtype, count=count, offset=entry.start - first_page)
         return flat.view(entry.shape)
 
+    def check_finite(self, name: str, tensor: Tensor) -> None:
+        """
+        Args:
+            name: whose tensor it is.
+            tensor: not empty.
+
+        Raises:
+            error: it holds NaN or infinity.
+        """
+        # Of NaN and any number both are NaN.
+        if not all(bool(end.isfinite()) for end in tensor.aminmax()):
+            raise self._error(
+                f"{self.path}: the tensor {name} is not finite",
+                hint="it was made of a training that diverged; make it again from sound adapters",
+            )
+
     def raw(self, start: int, stop: int) -> Iterable[bytes]:
         """The file's bytes from `start` to `stop`, in pieces."""
         while start < stop:

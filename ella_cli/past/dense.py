@@ -58,7 +58,7 @@ class DenseStore:
     def verify(self) -> None:
         """
         Raises:
-            PastError: a tensor is not what its checksum says.
+            PastError: a tensor is not what its checksum says, or not finite.
         """
         for key in self._entries:
             self._map(key)
@@ -79,6 +79,7 @@ class DenseStore:
         tensor = self.file.map(key)
         if key not in self._verified:
             self.expect(key, hashlib.sha256(bytes_of(tensor)).hexdigest())
+            self.file.check_finite(key, tensor)
             self._verified.add(key)
         return tensor
 

@@ -102,7 +102,7 @@ class FactoredStore:
     def verify(self) -> None:
         """
         Raises:
-            PastError: a block's factors are not what its digest says.
+            PastError: a block's factors are not what its digest says, or not finite.
         """
         for index in range(len(self.blocks)):
             self._verify(index)
@@ -128,6 +128,9 @@ class FactoredStore:
                 f"{block.digest[:12]}…",
                 hint="the file is damaged; restore it, or accumulate the adapters again",
             )
+        for source in block.sources.values():
+            for key in (source.b, source.a):
+                block.file.check_finite(key, block.file.read(key))
         self._verified.add(index)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ella_cli.adapter import Layer
-from ella_cli.adapter.curvature_record import CurvatureRecord
+from ella_cli.adapter.curvature_record import CurvatureRecord, Finite
 from ella_cli.config import Energy
 from ella_cli.errors import PastError
 from ella_cli.names import is_nameable
@@ -58,13 +58,13 @@ class PastTask:
 
     name: str
     digest: str
-    update_norm: float
+    update_norm: Finite
     rank: int
-    scale: float
+    scale: Finite
     date: str
-    lam: Annotated[float | None, Field(alias="lambda")] = None
+    lam: Annotated[Finite | None, Field(alias="lambda")] = None
     folder: str = ""
-    shrink: float | None = None
+    shrink: Finite | None = None
     order_index: Annotated[int, Field(ge=0)] | None = None
 
     def __post_init__(self) -> None:
@@ -90,6 +90,8 @@ class BlockRecord:
     def __post_init__(self) -> None:
         if self.tasks < 1 or not all(map(math.isfinite, (self.scale, *self.scales.values()))):
             raise ValueError("a block holds no task, or its scale is not finite")
+        if not self.digest:
+            raise ValueError("a block has no digest")
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,13 @@ def read_record(metadata: Mapping[str, str], where: object) -> Record:
             f"{where} is a W_past file of version {record.version}; this ella reads "
             f"{PLAIN_VERSION} to {LATEST_VERSION}",
             hint="update ella",
+        )
+    names = [task.name for task in record.tasks]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise PastError(
+            f"{where} has a damaged record: two tasks are called {twice[:100]}",
+            hint="it was changed by hand; restore it, or accumulate the adapters again",
         )
     if record.sealed().digest != record.digest:
         raise PastError(

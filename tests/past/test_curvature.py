@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -257,6 +260,27 @@ def test_a_floor_that_is_none_is_refused(floor: str, three: list[Path], tmp_path
     metadata = {"format": "pt", "ella_curvature": text}
     save_file(tensors, three[0] / CURVATURE, metadata)
     with pytest.raises(AdapterError, match="no sound record"):
+        accumulate(three, tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r.update(coherence=math.nan), "no sound record"),
+        (lambda r: r.update(shrinkage=math.inf), "no sound record"),
+        (lambda r: r["dropped"].update({Q: [math.nan, 0]}), "no sound record"),
+        (lambda r: r["floors"].update({"layers." + "9" * 5000: [0.1, 0.1]}), "its digest"),
+    ],
+)
+def test_what_a_strangers_record_says_is_refused_in_words(
+    change: Callable[[dict[str, Any]], object], words: str, three: list[Path], tmp_path: Path
+) -> None:
+    file = TensorFile.open(three[0] / CURVATURE, AdapterError)
+    record = json.loads(file.metadata["ella_curvature"])
+    change(record)
+    tensors = {name: file.read(name) for name in file.entries}
+    save_file(tensors, three[0] / CURVATURE, {"ella_curvature": json.dumps(record)})
+    with pytest.raises(AdapterError, match=words):
         accumulate(three, tmp_path / "w")
 
 

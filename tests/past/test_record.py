@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ella_cli.adapter import Layer
+from ella_cli.adapter.adapter import Source, factors_digest, layers_in_order
+from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.errors import PastError
-from ella_cli.past import accumulate, read_past
-from tests.past.conftest import MakeAdapter
+from ella_cli.past import accumulate, compact, read_past
+from ella_cli.past.export import export_adapter
+from tests.past.conftest import SHAPES, MakeAdapter
 
 STORES = ("factored", "dense")
 Q = "model.layers.2.q"
@@ -58,6 +64,10 @@ def test_unknown_keys_of_a_record_are_passed_over(store: str, written: dict[str,
         (lambda r: r["energy"].update(kind="max"), "energy.kind"),
         (lambda r: r["tasks"][0].update(update_norm="long"), r"tasks.0.update_norm"),
         (lambda r: r["tasks"][0].pop("name"), r"tasks.0.name"),
+        (lambda r: r["tasks"][0].update(update_norm=math.nan), r"tasks.0.update_norm"),
+        (lambda r: r["tasks"][1].update({"lambda": math.inf}), r"tasks.1.lambda"),
+        (lambda r: r["tasks"][1].update(order_index=-1), r"tasks.1.order_index"),
+        (lambda r: r["tasks"][1].update(name="a"), "two tasks are called a"),
         (lambda r: r.update(tasks=5), "tasks"),
         (lambda r: r["tasks"][0].update(name="a\x1b[2J"), "usable name"),
         (lambda r: r["base"].update(model="a\nlicense: mit"), "usable name"),
@@ -71,6 +81,56 @@ def test_a_record_that_says_something_else_is_refused(
     rewrite(written[store], change)
     with pytest.raises(PastError, match=said):
         read_past(written[store])
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -math.inf])
+def test_factors_that_are_not_finite_are_refused_when_they_are_used(
+    wrong: float, written: dict[str, Path]
+) -> None:
+    path = written["factored"]
+    tensors = load_file(path)
+    tensors[f"1.{Q}.A"][0, 0] = wrong
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    record = json.loads(metadata["ella_past"])
+    save_file(tensors, path)
+    file = TensorFile.open(path, PastError)
+    scale = record["blocks"][1]["scale"]
+    shapes = {name: tensors[f"1.{name}.B"].shape[0] for name in SHAPES}
+    sources = {
+        name: Source(f"1.{name}.B", f"1.{name}.A", (rows, 29), 2, scale, Layer())
+        for name, rows in sorted(shapes.items(), key=lambda pair: layers_in_order(pair[0]))
+    }
+    digest = factors_digest(file, sources)
+    record["blocks"][1]["digest"] = digest
+    contents = ["factored", ["sum", None, None], [block["digest"] for block in record["blocks"]]]
+    text = json.dumps(contents, separators=(",", ":"))
+    record["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    save_file(tensors, path, metadata | {"ella_past": json.dumps(record)})
+    past = read_past(path)
+    for use in (past.verify, lambda: past.delta(Q), lambda: compact(path)):
+        with pytest.raises(PastError, match=rf"1\.{Q}\.A is not finite"):
+            use()
+
+
+def test_matrices_that_are_not_finite_are_refused_when_they_are_used(
+    written: dict[str, Path],
+) -> None:
+    path = written["dense"]
+    tensors = load_file(path)
+    tensors[f"{Q}.delta"][3, 4] = math.nan
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    record = json.loads(metadata["ella_past"])
+    for name, tensor in tensors.items():
+        record["checksums"][name] = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+    contents = ["dense", ["sum", None, None], sorted(record["checksums"].items())]
+    text = json.dumps(contents, separators=(",", ":"))
+    record["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    save_file(tensors, path, metadata | {"ella_past": json.dumps(record)})
+    past = read_past(path)
+    with pytest.raises(PastError, match=rf"{Q}\.delta is not finite"):
+        export_adapter(past, path.parent / "out", max_rank=2)
 
 
 def test_names_may_be_of_any_script_and_hold_any_space(
