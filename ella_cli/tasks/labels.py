@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ella_cli.errors import TaskError
 from ella_cli.tasks.rows import Row
-from ella_cli.tasks.spec import TaskSpec, near_names
+from ella_cli.tasks.spec import TaskSpec, near_names, plain_label
 
 # An answer set is taken for labels if it is small against the rows and its texts are short.
 _MOST_LABELS = 100
@@ -27,7 +27,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         TaskError: not JSON, not a list of texts, or empty.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise TaskError(
             f"cannot read {path}: {error!s:.160}", hint='write ["yes", "no"]'
@@ -60,14 +60,14 @@ def find_labels(
         or any(len(label) > _LONGEST_LABEL or "\n" in label for label in spellings)
     ):
         return spec, []
-    # Of two spellings that differ in case only, the commoner is the label.
+    # Of two spellings that differ in case or white space only, the commoner is the label.
     best: dict[str, str] = {}
     for label, _ in spellings.most_common():
-        best.setdefault(label.casefold(), label)
+        best.setdefault(plain_label(label), label)
     notes = [
-        f"the label {label!r} is taken for {best[label.casefold()]!r}"
+        f"the label {label!r} is taken for {best[plain_label(label)]!r}"
         for label in sorted(spellings)
-        if best[label.casefold()] != label
+        if best[plain_label(label)] != label
     ]
     labels = tuple(sorted(best.values(), key=_label_order))
     return dataclasses.replace(spec, labels=labels), notes
@@ -76,7 +76,7 @@ def find_labels(
 def hold_to_labels(
     spec: TaskSpec, rows: Sequence[Row], split: str, *, drop: bool
 ) -> tuple[list[Row], list[str]]:
-    """Rows with their answers spelt as the labels are; case and outer space aside.
+    """Rows with their answers spelt as the labels are; case and white space aside.
 
     Args:
         spec: with labels; without, the rows come back as they are.
@@ -89,13 +89,13 @@ def hold_to_labels(
     """
     if not spec.labels:
         return list(rows), []
-    spelling = {label.strip().casefold(): label for label in spec.labels}
+    spelling = {plain_label(label): label for label in spec.labels}
     held = [
-        Row(row.text, spelling[row.answer.casefold()])
+        Row(row.text, spelling[plain_label(row.answer)])
         for row in rows
-        if row.answer.casefold() in spelling
+        if plain_label(row.answer) in spelling
     ]
-    stray = [row.answer for row in rows if row.answer.casefold() not in spelling]
+    stray = [row.answer for row in rows if plain_label(row.answer) not in spelling]
     if not stray:
         return held, []
     if not drop or len(stray) > _MOST_STRAY * len(rows):

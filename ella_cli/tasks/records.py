@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 
 # Characters; what the csv module takes for a mistake, a long document has.
 _LONGEST_FIELD = 2**31 - 1
+
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 # Keys under which published files keep their list of examples: O-LoRA's, and common wrappers.
 _LIST_KEYS = ("Instances", "instances", "data", "examples", "rows")
@@ -125,34 +128,56 @@ def _csv_records(path: Path, text: str, delimiter: str | None) -> Iterator[Recor
     first_line = text.partition("\n")[0]
     # Spreadsheets in much of Europe write semicolons into .csv files.
     delimiter = delimiter or max(",;\t", key=first_line.count)
+    rows = _separated(path, text, delimiter)
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    if len(header) < 2:
+        raise TaskError(
+            f"{path} has no second column, so no answers",
+            hint="its first line names the columns, such as `text,label`",
+        )
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise TaskError(
+            f"{path} has two columns called {twice!r}", hint="rename one in its first line"
+        )
+    for line, values in rows:
+        if not values:
+            continue
+        if len(values) != len(header):
+            raise TaskError(
+                f"{path}, line {line}: {len(values)} fields under "
+                f"{len(header)} columns ({', '.join(header)})",
+                hint='put quotes around a text that holds a comma: "a, b",label',
+            )
+        yield Record(f"line {line}", dict(zip(header, values, strict=True)))
+
+
+def _separated(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The number of each row's last line, and its fields.
+
+    Many a file with tabs knows no quoting, and a quote that opens there and closes lines below
+    would swallow all between. So where every line has as many fields as the first, a line is a row.
+    """
+    if delimiter == "\t":
+        lines = [line.removesuffix("\n").split("\t") for line in io.StringIO(text, newline=None)]
+        if len({len(fields) for fields in lines if fields != [""]}) == 1:
+            for number, fields in enumerate(lines, start=1):
+                yield number, [] if fields == [""] else [*map(_unquoted, fields)]
+            return
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = [name.strip() for name in next(reader, [])]
-        if len(header) < 2:
-            raise TaskError(
-                f"{path} has no second column, so no answers",
-                hint="its first line names the columns, such as `text,label`",
-            )
-        twice = next((name for name in header if name and header.count(name) > 1), None)
-        if twice is not None:
-            raise TaskError(
-                f"{path} has two columns called {twice!r}", hint="rename one in its first line"
-            )
         for values in reader:
-            if not values:
-                continue
-            if len(values) != len(header):
-                raise TaskError(
-                    f"{path}, line {reader.line_num}: {len(values)} fields under "
-                    f"{len(header)} columns ({', '.join(header)})",
-                    hint='put quotes around a text that holds a comma: "a, b",label',
-                )
-            yield Record(f"line {reader.line_num}", dict(zip(header, values, strict=True)))
+            yield reader.line_num, values
     except csv.Error as error:
         raise TaskError(
             f"{path}, line {reader.line_num}: {error}", hint="check the quotes on that line"
         ) from error
+
+
+def _unquoted(field: str) -> str:
+    """Without the quotes around all of it, if there are; others are text."""
+    return field[1:-1].replace('""', '"') if _QUOTED.fullmatch(field) else field
 
 
 def _record(path: Path, place: str, value: object) -> Record:

@@ -123,14 +123,14 @@ class TaskSpec:
                 f"task {self.name!r}: {halved[:40]!r} holds half a character (a lone surrogate)",
                 hint="it was cut in the middle of an emoji; take it out",
             )
-        # An answer's case and outer space say nothing.
-        plain = [label.strip().casefold() for label in self.labels]
+        # An answer's case and white space say nothing.
+        plain = [plain_label(label) for label in self.labels]
         pairs = zip(self.labels, plain, strict=True)
         twice = [label for label, one in pairs if plain.count(one) > 1]
         if twice:
             raise TaskError(
                 f"task {self.name!r} lists the label {twice[0]!r} twice, as {twice[1]!r}",
-                hint="list each label once; upper and lower case are one",
+                hint="list each label once; case and white space tell none apart",
             )
         if any(not label.strip() for label in self.labels):
             raise TaskError(
@@ -209,6 +209,11 @@ def builtin_spec(name: str) -> TaskSpec | None:
         plain_name(name)
     )
     return _read_builtin(path) if path else None
+
+
+def plain_label(label: str) -> str:
+    """What tells it from others: scores know neither case nor white space."""
+    return " ".join(label.casefold().split())
 
 
 def near_names(name: str, known: Iterable[str]) -> tuple[str, ...]:

@@ -50,6 +50,21 @@ def test_two_spellings_of_a_label_are_one_and_the_user_is_told() -> None:
     assert [row.answer for row in held] == ["Yes", "Yes", "No"]
 
 
+def test_white_space_tells_no_labels_apart() -> None:
+    found, notes = find_labels(SPEC, _rows(*["new york"] * 2, "New  York", *["rome"] * 3), [])
+    assert found.labels == ("new york", "rome")
+    assert notes == ["the label 'New  York' is taken for 'new york'"]
+    held, _ = hold_to_labels(found, _rows("New\tYork"), "train", drop=False)
+    assert held[0].answer == "new york"
+    with pytest.raises(TaskError, match="lists the label 'new york' twice"):
+        TaskSpec("a", labels=("new york", "new  york"))
+
+
+def test_a_labels_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text('["yes", "no"]', encoding="utf-8-sig")
+    assert read_labels(tmp_path / "labels.json") == ("yes", "no")
+
+
 def test_a_label_outside_the_set_is_an_error_with_a_near_one() -> None:
     spec = TaskSpec(name="t", labels=("complaint", "question"))
     with pytest.raises(TaskError) as caught:

@@ -47,6 +47,25 @@ def test_a_quoted_field_may_hold_quotes_commas_and_line_ends(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        # No quoting: a quote is text, and swallows no line.
+        ('"A\tx\nB"\ty\nC\tx\n', ['"A', 'B"', "C"]),
+        ('"A" and "B"\tx\r\n\r\n5" nails\ty\r\n', ['"A" and "B"', '5" nails']),
+        # Quoted as spreadsheets do.
+        ('"a ""b"""\t"x"\n', ['a "b"']),
+        ('"a\tb"\tx\n"c\nd"\ty\n', ["a\tb", "c\nd"]),
+    ],
+)
+def test_quotes_in_a_file_with_tabs_swallow_no_row(
+    tmp_path: Path, content: str, texts: list[str]
+) -> None:
+    rows = _read(tmp_path, "t.tsv", f"text\tlabel\n{content}")
+    assert [row["text"] for row in rows] == texts
+    assert {row["label"] for row in rows} <= {"x", "y"}
+
+
 def test_a_line_ends_where_json_says_and_not_at_other_separators(tmp_path: Path) -> None:
     content = '{"text": "a\u2028b\u0085c", "label": "x"}\r\n{"text": "d", "label": "y"}\r\n'
     assert [row["text"] for row in _read(tmp_path, "t.jsonl", content)] == ["a\u2028b\u0085c", "d"]
@@ -76,6 +95,8 @@ def test_a_line_ends_where_json_says_and_not_at_other_separators(tmp_path: Path)
         ("t.csv", "text\na\n", "no second column"),
         ("t.csv", "text,label\na,x\nb, c,y\n", "line 3: 3 fields under 2 columns"),
         ("t.csv", 'text,label\na,"x\n', "line 2: "),
+        ("t.tsv", "text\tlabel\na\tx\n\nb\n", "line 4: 1 fields under 2 columns"),
+        ("t.tsv", "", "no second column"),
         ("t.csv", b"text,label\n\xe4,x\n", "not UTF-8"),
     ],
 )
