@@ -24,6 +24,8 @@ from ella_cli.unused import unused_settings
         ({"method": "joint", "curvature_rows": 8}, "--curvature-rows", "measures no curvature"),
         ({"curvature_rows": 0, "energy_rank": 8}, "--energy-rank", "no curvature is measured"),
         ({"curvature_rows": 0, "importance": "auto"}, "--importance", "no curvature is measured"),
+        ({"method": "inclora", "optim": "adamw-past"}, "--optim", "no penalty of curvature"),
+        ({"energy": "sum", "optim": "adamw-past"}, "--optim", "--energy sum has no curvature"),
         ({"max_steps": 5, "num_train_epochs": 2}, "--num-train-epochs", "--max-steps says"),
     ],
 )
@@ -55,6 +57,8 @@ def test_where_no_past_file_is_written_an_energy_changes_nothing() -> None:
         {"lambda": "0,auto", "rho": 3, "energy": "curvature", "energy_rank": 8, "importance": 0.5},
         {"method": "olora", "lambda": 0.5, "olora_l2": 0.1, "curvature_rows": 0},
         {"method": "inclora", "lambda": 0, "curvature_rows": 16},
+        {"optim": "adamw-past"},
+        {"energy": "curvature", "optim": "adamw-past"},
         {"method": "replay", "replay_share": 0.1, "num_train_epochs": 2},
         {"method": "seqlora", "weight_decay": 0.1, "optim": "muon", "max_steps": 5},
         # As `--dry-run` prints them: nobody chose these.
