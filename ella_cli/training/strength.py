@@ -16,6 +16,7 @@ next λ larger, and that one's larger still (3e3, 2e4, 2e5 over three tasks, whe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -23,12 +24,13 @@ import torch
 from torch import nn
 
 from ella_cli.config import RHO_OF_COORDINATES, RHO_OF_CURVATURE, TrainSettings
-from ella_cli.errors import SettingsError
+from ella_cli.errors import NonFiniteError, SettingsError
 from ella_cli.kernels import Factors
 from ella_cli.model.base import Base
 from ella_cli.past import Past
 from ella_cli.training.methods import METHODS, ella_penalty
 
+_F32 = torch.finfo(torch.float32)
 _ROWS = 32
 _BATCH = 8
 
@@ -140,14 +142,30 @@ def found_strength(
         names: the modules that are adapted.
         rho: what a predicted nat counts; or, with coordinates, what repeating the past's largest
             update may cost, in first losses. None for the default of each.
+
+    Raises:
+        SettingsError: the penalty of a repeat, or its λ, is none that f32 can hold.
+        NonFiniteError: the first loss is infinite or NaN.
     """
     if curvature:
         rho = RHO_OF_CURVATURE if rho is None else rho
         return Strength(rho, rho)
     rho = RHO_OF_COORDINATES if rho is None else rho
     first = first_loss(base, rows)
+    if not math.isfinite(first):
+        raise NonFiniteError(
+            "the loss of the task's first rows is not finite",
+            hint="the model's activations overflow; use --dtype float32 or bfloat16",
+        )
     cost = reference_cost(past, names)
     lam = rho * first / cost if cost > 0 else 0.0
+    if cost and not (_F32.tiny <= cost <= _F32.max and lam <= _F32.max):
+        raise SettingsError(
+            f"--lambda auto finds none: the penalty of a repeat of the past is {cost:.3g}, which "
+            f"float32 cannot weigh, at a first loss of {first:.3g}",
+            hint="the past's updates are too small or too large to protect by coordinate; give "
+            "--lambda 0, or --energy curvature",
+        )
     return Strength(lam, rho, first, cost)
 
 
@@ -168,14 +186,19 @@ def first_loss(base: Base, rows: Sequence[Mapping[str, list[int]]]) -> float:
 
 
 def reference_cost(past: Past, names: Sequence[str]) -> float:
-    """‖ΔW ⊙ E‖² of an update along W_past as large as the largest task's."""
+    """‖ΔW ⊙ E‖² of an update along W_past as large as the largest task's, on the modules `names`.
+
+    Of fourth order in weights, so in f64: f32 has nothing left of updates below 1e-11.
+    """
     square = cost = 0.0
-    for name in names:
-        delta = past.delta(name)  # (M, N) f32
-        square += float(delta.square().sum(dtype=torch.float64))
-        energy = past.operand(name)
-        dense = energy.dense() if isinstance(energy, Factors) else energy.float()
-        cost += float((delta * dense).square().sum(dtype=torch.float64))
+    for name in past.names:
+        delta = past.delta(name).double()  # (M, N)
+        # Of all modules, as the tasks' own norms are.
+        square += float(torch.linalg.vector_norm(delta)) ** 2
+        if name in names:
+            energy = past.operand(name)
+            dense = energy.dense() if isinstance(energy, Factors) else energy
+            cost += float(torch.linalg.vector_norm(delta.mul_(dense))) ** 2
     if not square or not past.tasks:
         return 0.0
     return cost * max(task.update_norm for task in past.tasks) ** 2 / square

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,39 @@ def test_the_first_loss_is_the_mean_over_answer_tokens(tiny_model: Path) -> None
         total -= float(logits.double().log_softmax(-1).gather(1, answer[:, None]).sum())
         tokens += len(answer)
     assert first_loss(base, rows) == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_a_repeat_on_some_modules_costs_their_share(two: list[Adapter]) -> None:
+    past = Past.of(two)
+    each = [reference_cost(past, [name]) for name in past.names]
+    assert sum(each) == pytest.approx(reference_cost(past, past.names), rel=1e-6)
+    assert min(each) > 0
+
+
+def test_the_cost_of_tiny_updates_is_their_fourth_power(
+    make_adapter: MakeAdapter,  # noqa: F811
+) -> None:
+    costs = [
+        reference_cost(Past.of([read_adapter(make_adapter(name, 1, alpha=alpha))]), tuple(SHAPES))
+        for name, alpha in (("usual", 1.0), ("tiny", 1e-12))
+    ]
+    assert costs[1] / costs[0] == pytest.approx(1e-48, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e12])
+def test_a_cost_that_no_step_could_weigh_is_refused(
+    tiny_llama: Path, two_tasks: list[Task], tmp_path: Path, size: float
+) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    settings = TrainSettings(max_steps=1, learning_rate=0.01, curvature_rows=0)
+    train_task(base, Assignment("demo-topic", two_tasks[:1]), settings, tmp_path / "1")
+    config = tmp_path / "1" / "adapter_config.json"
+    document = json.loads(config.read_text())
+    config.write_text(json.dumps(document | {"lora_alpha": size * document["lora_alpha"]}))
+    second = Assignment("demo-mood", two_tasks[1:], 1, Past.of([read_adapter(tmp_path / "1")]))
+    with pytest.raises(SettingsError, match="--lambda auto finds none"):
+        train_task(base, second, settings, tmp_path / "2")
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
 @pytest.fixture
