@@ -56,7 +56,8 @@ def open_study(storage: str, name: str) -> Study:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return _study(storage, name)
-        except (*broken, ImportError) as error:
+        except (*broken, ImportError, ValueError) as error:
+            # A port that is no number is a plain ValueError to SQLAlchemy.
             # Two machines that start at once both make the tables, and one of them is told that
             # they are there.
             if attempt < _ATTEMPTS and isinstance(error, broken):
@@ -281,7 +282,9 @@ def without_password(url: str) -> str:
 
     try:
         whole = make_url(url)
-    except ArgumentError:
-        return url
+    except (ArgumentError, ValueError):
+        # Where in it a password stands cannot be told.
+        scheme, found, _ = url.partition("://")
+        return f"{scheme}://…" if found else url
     secret = [name for name in whole.query if _SECRET.search(name)]
     return whole.difference_update_query(secret).render_as_string(hide_password=True)

@@ -327,6 +327,8 @@ def test_what_would_choose_on_test_rows_or_mix_sweeps_is_refused(
         run_sweep(small(learning_rate=0.5), points, tmp_path / "s")
     with pytest.raises(StorageError, match="cannot use the storage"):
         run_sweep(settings, points, tmp_path / "other", storage="nosuch://me:secret@host/x")
+    with pytest.raises(StorageError, match=r"the storage postgresql://…: invalid literal"):
+        run_sweep(settings, points, tmp_path / "third", storage="postgresql://me:secret@host:a/x")
     # A name of one's own does not make another sweep the same.
     shared = {"storage": f"sqlite:///{tmp_path / 'shared.db'}", "study_name": "mine"}
     run_sweep(settings, points, tmp_path / "one", **shared)
