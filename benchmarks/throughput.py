@@ -25,7 +25,8 @@ from ella_cli.tasks import load_task
 from ella_cli.training.manifest import versions
 from ella_cli.training.strength import Strength
 from ella_cli.training.task import encode_rows
-from ella_cli.training.trainer import StepWatch, answer_cross_entropy, build_trainer
+from ella_cli.training.trainer import answer_cross_entropy, build_trainer
+from ella_cli.training.watch import StepWatch
 
 Rows = list[dict[str, list[int]]]
 

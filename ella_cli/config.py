@@ -135,8 +135,8 @@ class OptimFields(Settings):
     gradient_accumulation_steps: int = _field(1, "Micro-batches a step.", panel="Training", ge=1)
     optim: Literal["adamw", "adamw-past", "muon"] = _field(
         "adamw",
-        "AdamW, AdamW in the eigenbasis of the past's curvature, which learns later tasks better, "
-        "or Muon at the learning rate that fits AdamW.",
+        "AdamW; AdamW in the eigenbasis of the past's curvature, so that what is protected slows "
+        "nothing else down; or Muon at the learning rate that fits AdamW.",
         panel="Training",
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.", panel="Training", gt=0)

@@ -20,7 +20,7 @@ from ella_cli.tasks.columns import rows_of
 from ella_cli.tasks.labels import find_labels, hold_to_labels, read_labels
 from ella_cli.tasks.records import SUFFIXES, read_records
 from ella_cli.tasks.rows import Row
-from ella_cli.tasks.spec import TaskSpec, plain_label, plain_name, read_spec
+from ella_cli.tasks.spec import TaskSpec, normal_form, plain_name, read_spec
 
 # How deep below --data a task's folder may lie: benchmark/kind/dataset.
 _DEPTH = 3
@@ -163,8 +163,8 @@ def _filled(spec: TaskSpec) -> TaskSpec:
 
 
 def _unlearnt(spec: TaskSpec, train: list[Row]) -> list[str]:
-    shown = {plain_label(row.answer) for row in train}
-    missing = [label for label in spec.labels if plain_label(label) not in shown]
+    shown = {normal_form(row.answer) for row in train}
+    missing = [label for label in spec.labels if normal_form(label) not in shown]
     return [f"no train row has the label {label!r}" for label in missing]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ella_cli.errors import TaskError
 from ella_cli.tasks.rows import Row
-from ella_cli.tasks.spec import TaskSpec, near_names, plain_label
+from ella_cli.tasks.spec import TaskSpec, near_names, normal_form
 
 # An answer set is taken for labels if it is small against the rows and its texts are short.
 _MOST_LABELS = 100
@@ -63,11 +63,11 @@ def find_labels(
     # Of two spellings that differ in case or white space only, the commoner is the label.
     best: dict[str, str] = {}
     for label, _ in spellings.most_common():
-        best.setdefault(plain_label(label), label)
+        best.setdefault(normal_form(label), label)
     notes = [
-        f"the label {label!r} is taken for {best[plain_label(label)]!r}"
+        f"the label {label!r} is taken for {best[normal_form(label)]!r}"
         for label in sorted(spellings)
-        if best[plain_label(label)] != label
+        if best[normal_form(label)] != label
     ]
     labels = tuple(sorted(best.values(), key=_label_order))
     return dataclasses.replace(spec, labels=labels), notes
@@ -89,13 +89,13 @@ def hold_to_labels(
     """
     if not spec.labels:
         return list(rows), []
-    spelling = {plain_label(label): label for label in spec.labels}
+    spelling = {normal_form(label): label for label in spec.labels}
     held = [
-        Row(row.text, spelling[plain_label(row.answer)])
+        Row(row.text, spelling[normal_form(row.answer)])
         for row in rows
-        if plain_label(row.answer) in spelling
+        if normal_form(row.answer) in spelling
     ]
-    stray = [row.answer for row in rows if plain_label(row.answer) not in spelling]
+    stray = [row.answer for row in rows if normal_form(row.answer) not in spelling]
     if not stray:
         return held, []
     if not drop or len(stray) > _MOST_STRAY * len(rows):

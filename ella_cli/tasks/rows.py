@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ella_cli.errors import TaskError
-from ella_cli.tasks.spec import TaskSpec
+from ella_cli.tasks.spec import TaskSpec, normal_form
 
 # Test rows and held-out rows are drawn with this one seed, whatever the run's own seed is: runs
 # that differ in their seed are then scored on the same rows.
@@ -112,11 +111,6 @@ def fingerprint(train: Sequence[Row], test: Sequence[Row]) -> str:
             line = json.dumps([split, row.text, row.answer], ensure_ascii=False)
             digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
-
-
-def normal_form(text: str) -> str:
-    """The text by which two rows count as the same: case and white space aside."""
-    return re.sub(r"\s+", " ", text).strip().casefold()
 
 
 def _overlap(train: Sequence[Row], test: Sequence[Row]) -> int:

@@ -9,9 +9,9 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ella_cli.tasks.rows import Row, normal_form
+from ella_cli.tasks.rows import Row
 from ella_cli.tasks.sari import sari
-from ella_cli.tasks.spec import TaskSpec
+from ella_cli.tasks.spec import TaskSpec, normal_form
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer

@@ -124,7 +124,7 @@ class TaskSpec:
                 hint="it was cut in the middle of an emoji; take it out",
             )
         # An answer's case and white space say nothing.
-        plain = [plain_label(label) for label in self.labels]
+        plain = [normal_form(label) for label in self.labels]
         pairs = zip(self.labels, plain, strict=True)
         twice = [label for label, one in pairs if plain.count(one) > 1]
         if twice:
@@ -211,9 +211,9 @@ def builtin_spec(name: str) -> TaskSpec | None:
     return _read_builtin(path) if path else None
 
 
-def plain_label(label: str) -> str:
-    """What tells it from others: scores know neither case nor white space."""
-    return " ".join(label.casefold().split())
+def normal_form(text: str) -> str:
+    """The text by which two rows or two labels count as the same: case and white space aside."""
+    return re.sub(r"\s+", " ", text).strip().casefold()
 
 
 def near_names(name: str, known: Iterable[str]) -> tuple[str, ...]:

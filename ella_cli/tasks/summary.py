@@ -11,7 +11,8 @@ from typing import Any
 
 from ella_cli.errors import TaskError
 from ella_cli.tasks.load import load_task
-from ella_cli.tasks.rows import Row, Task, normal_form
+from ella_cli.tasks.rows import Row, Task
+from ella_cli.tasks.spec import normal_form
 
 GOOD_FOLDER = """\
 a good folder, two columns and a title line are enough:

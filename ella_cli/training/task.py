@@ -40,12 +40,12 @@ from ella_cli.training.measuring import (
 from ella_cli.training.methods import METHODS, Method, Situation
 from ella_cli.training.strength import Strength, found_strength, given_strength
 from ella_cli.training.trainer import (
-    StepWatch,
     TaskTrainer,
     build_trainer,
     check_weights,
     restore_weights,
 )
+from ella_cli.training.watch import StepWatch
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -15,14 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Muon
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.generic import ModelOutput
 
@@ -30,18 +23,12 @@ from ella_cli.config import TrainSettings
 from ella_cli.errors import NonFiniteError, SettingsError
 from ella_cli.model.base import Base
 from ella_cli.model.lora import update_norms
-from ella_cli.progress import Advance
 from ella_cli.tasks.batches import IGNORED
 from ella_cli.training.basis import PastBasis
 from ella_cli.training.checkpoints import whole_checkpoint
-from ella_cli.training.manifest import curves
 from ella_cli.training.mixin import EllaTrainerMixin
 from ella_cli.training.row_order import RowOrder
-from ella_cli.training.signs import Course
 from ella_cli.training.strength import Strength
-
-# A curve has at most about this many points, so that long trainings stay readable and small.
-_CURVE_POINTS = 200
 
 
 class TaskTrainer(EllaTrainerMixin, Trainer):
@@ -189,82 +176,6 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         assert isinstance(self.model, nn.Module)
         norms = update_norms(self.model).values()
         return {"ce": ce, "penalty": penalty, "update_norm": math.hypot(*norms)}
-
-
-class StepWatch(TrainerCallback):
-    """Follows the steps: curve points into the trainer's log, a word to whoever shows progress.
-
-    Args:
-        trainer: whose steps.
-        advance: told of every step: CE, λ · penalty and their ratio, ‖ΔW‖ against the past's.
-        warn: told once of each sign that the penalty does too much or nothing.
-        task: its name.
-        past_norms: ‖ΔW‖_F of the past tasks, oldest first.
-    """
-
-    def __init__(
-        self,
-        trainer: TaskTrainer,
-        advance: Advance,
-        warn: Callable[[str], None],
-        task: str,
-        past_norms: Sequence[float],
-    ) -> None:
-        self._trainer = trainer
-        self._advance = advance
-        self._warn = warn
-        self._task = task
-        self._usual = sorted(past_norms)[len(past_norms) // 2] if past_norms else 0.0
-        self._warned: set[str] = set()
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if state.global_step:
-            # Steps that a checkpoint has behind it.
-            self._advance(state.global_step, "")
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        trainer = self._trainer
-        every = max(1, state.max_steps // _CURVE_POINTS)
-        if state.global_step % every == 0 or state.global_step == state.max_steps:
-            trainer.log(trainer.point())
-        self._advance(1, self._words())
-        trainer.step_ce = 0.0
-        if state.global_step in (state.max_steps // 2, state.max_steps):
-            self._warn_of_signs()
-        if state.global_step == state.max_steps and trainer.saves_the_end:
-            control.should_save = True
-
-    def _words(self) -> str:
-        trainer = self._trainer
-        words = f"loss {trainer.step_ce:.3f}"
-        if trainer.penalty is None or trainer.last_penalty is None:
-            return words
-        weighted = trainer.lam * trainer.last_penalty.item()
-        share = f" ({weighted / trainer.step_ce:.0%})" if trainer.step_ce else ""
-        assert isinstance(trainer.model, nn.Module)
-        norm = math.hypot(*update_norms(trainer.model).values())
-        return f"{words} + penalty {weighted:.3f}{share}  ‖ΔW‖ {norm:.2f} of {self._usual:.2f}"
-
-    def _warn_of_signs(self) -> None:
-        trainer = self._trainer
-        curve = curves(trainer.state.log_history, trainer.lam)
-        course = Course(
-            self._task,
-            curve["ce"],
-            curve["weighted_penalty"],
-            curve["update_norm"],
-            trainer.lam,
-            self._usual,
-            protects=trainer.penalty is not None,
-        )
-        for sign in course.signs():
-            if sign.kind not in self._warned:
-                self._warned.add(sign.kind)
-                self._warn(sign.text)
 
 
 def build_trainer(

@@ -9,8 +9,8 @@ import pytest
 
 from ella_cli.tasks import ORDERS, load_task
 from ella_cli.tasks.grammar import DEMO_NAMES, TEST_ROWS, TRAIN_ROWS, _bank, demo_spec
-from ella_cli.tasks.rows import normal_form
 from ella_cli.tasks.scoring import words
+from ella_cli.tasks.spec import normal_form
 
 each_task = pytest.mark.parametrize("name", DEMO_NAMES)
 

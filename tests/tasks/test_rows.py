@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ella_cli.errors import TaskError
-from ella_cli.tasks.rows import Row, Task, balanced_sample, fingerprint, make_task, normal_form
-from ella_cli.tasks.spec import TaskSpec
+from ella_cli.tasks.rows import Row, Task, balanced_sample, fingerprint, make_task
+from ella_cli.tasks.spec import TaskSpec, normal_form
 
 SPEC = TaskSpec(name="t", labels=("a", "b"))
 
