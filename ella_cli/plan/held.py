@@ -77,7 +77,8 @@ def held_curvature(
     numbers = factors + directions
     # Every factor is read twice, each time for a product with R columns; directions with one.
     flops = 8 * lora_rank * factors + 4 * directions
-    turns = _FLOAT * sum(n * min(n, tasks * rank) for shape in shapes.values() for n in shape)
+    sides = [(n, min(n, tasks * rank)) for shape in shapes.values() for n in shape]
+    turns = _FLOAT * sum((n + reflections) * reflections for n, reflections in sides)
     return HeldCurvature(tasks, rank, _HALF * numbers, _FLOAT * numbers, flops, turns)
 
 

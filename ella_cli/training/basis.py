@@ -15,11 +15,13 @@ of the task under way; here the basis is the past's and does not change during a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 
 from ella_cli.kernels import Kronecker
@@ -32,59 +34,106 @@ _HELD = 0.999
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
-    """An orthogonal matrix Q (D, D) whose first K columns were asked for, as K reflections.
+class Turns:
+    """n orthogonal matrices Q = I - V T Vᵀ (D, D), each the product of K Householder reflections.
 
-    The others come as the reflections have them: close to the coordinates there were.
+    The first columns of each are those asked for, up to their signs. The others come as the
+    reflections have them: close to the coordinates there were.
+
+    Source: Schreiber and Van Loan 1989, the compact WY form: three products, for all n at once.
     """
 
-    reflectors: Tensor  # (D, K)
-    scales: Tensor  # (K,)
+    reflectors: Tensor  # V (n, D, K)
+    inner: Tensor  # T (n, K, K), upper triangular
 
     @staticmethod
-    def onto(columns: Tensor) -> Turn:
+    def onto(columns: Sequence[Tensor]) -> Turns:
         """
         Args:
-            columns: (D, K), orthonormal, K at most D.
+            columns: n of (D, K), orthonormal, f64; each with a K of its own, at most D.
+
+        Returns:
+            with the largest K: a column of zeros is reflected by nothing.
         """
-        return Turn(*torch.geqrf(columns))
+        padded = pad_sequence([one.mT for one in columns], batch_first=True).mT  # (n, D, K)
+        below, scales = torch.geqrf(padded)
+        reflectors = below.tril(-1)
+        reflectors.diagonal(dim1=-2, dim2=-1).fill_(1)
+        # T⁻¹ = striu(VᵀV) + diag(1 / scales), with the scales, which may be 0, taken out.
+        unit = (reflectors.mT @ reflectors).triu(1) * scales.unsqueeze(-2)
+        eye = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device).expand_as(unit)
+        inner = torch.linalg.solve_triangular(unit + eye, eye, upper=True, unitriangular=True)
+        return Turns(reflectors, scales.unsqueeze(-1) * inner)
+
+    def to(self, like: Tensor) -> Turns:
+        """In the precision and on the device of `like`."""
+        return Turns(self.reflectors.to(like), self.inner.to(like))
 
     def into(self, rows: Tensor) -> Tensor:
-        """Qᵀ x: x (D, R) in the new coordinates."""
-        turned: Tensor = torch.ormqr(self.reflectors, self.scales, rows, transpose=True)
-        return turned
+        """Qᵀ x: x (n, D, R) in the new coordinates."""
+        return rows - self.reflectors @ (self.inner.mT @ (self.reflectors.mT @ rows))
 
     def back(self, rows: Tensor) -> Tensor:
         """Q x, which undoes `into`."""
-        turned: Tensor = torch.ormqr(self.reflectors, self.scales, rows)
-        return turned
+        return rows - self.reflectors @ (self.inner @ (self.reflectors.mT @ rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """Parameters of one shape and the turns of each.
+
+    Attributes:
+        rows: whether what is turned are their rows, as B's (M, R) are, or the columns of A (R, N).
+    """
+
+    parameters: tuple[Tensor, ...]
+    turns: Turns
+    rows: bool
+
+    def stepped(self) -> Turned:
+        """Those that have a gradient: others are not stepped."""
+        here = [i for i, one in enumerate(self.parameters) if one.grad is not None]
+        if len(here) == len(self.parameters):
+            return self
+        turns = Turns(self.turns.reflectors[here], self.turns.inner[here])
+        return Turned(tuple(self.parameters[i] for i in here), turns, self.rows)
+
+    def turn(self, tensors: Sequence[Tensor], *, into: bool) -> None:
+        """Turns parameters, or their gradients, where they lie."""
+        stacked = torch.stack(list(tensors))
+        plain = stacked if self.rows else stacked.mT
+        turned = self.turns.into(plain) if into else self.turns.back(plain)
+        whole = turned if self.rows else turned.mT.contiguous()
+        torch._foreach_copy_(list(tensors), whole.unbind())
 
 
 class PastBasis:
     """Makes an optimizer step in the past's coordinates: `PastBasis(model, past).attach(adamw)`.
 
-    Every adapted module of `model` that the past knows curvature of gets a `Turn` for B (M, R),
-    the eigenvectors of Σ w tr(C) G over past tasks, and one for A (R, N), those of Σ w tr(G) C;
-    w is what a task counts for the energy. Others step as before.
+    Every adapted module of `model` that the past knows curvature of gets a turn for B (M, R), the
+    eigenvectors of Σ w tr(C) G over past tasks, and one for A (R, N), those of Σ w tr(G) C; w is
+    what a task counts for the energy. Others step as before.
 
     Args:
         model: a PEFT model with one active LoRA adapter.
         past: with curvature; without, nothing is turned.
-
-    Attributes:
-        turns: of each B and A, its turn, and whether its rows are what is turned (B's are).
     """
 
     def __init__(self, model: nn.Module, past: Past) -> None:
-        self.turns: dict[Tensor, tuple[Turn, bool]] = {}
+        alike: dict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for name, layer in lora_layers(model).items():
             terms = past.curvature(name) if name in past.names else []
             if not terms:
                 continue
             b, a, _ = lora_pair(layer)
             for parameter, side, rows in ((b, _outputs(terms), True), (a, _inputs(terms), False)):
-                turn = Turn.onto(leading(side).to(parameter.device, parameter.dtype))
-                self.turns[parameter] = turn, rows
+                key = rows, parameter.shape, parameter.dtype, parameter.device
+                alike[key].append((parameter, leading(side.to(parameter.device))))
+        self.turned = []
+        for (rows, *_), members in alike.items():  # type: ignore[misc]
+            parameters = tuple(parameter for parameter, _ in members)
+            turns = Turns.onto([columns for _, columns in members]).to(parameters[0])
+            self.turned.append(Turned(parameters, turns, rows))
 
     def attach(self, optimizer: Optimizer) -> None:
         """From now on parameters and gradients are turned before each step, and back after it.
@@ -92,21 +141,17 @@ class PastBasis:
         Weight decay and a gradient's norm are the same in both coordinates. The optimizer's states
         are of the turned ones.
         """
-        optimizer.register_step_pre_hook(lambda *_: self._turn(optimizer, into=True))
-        optimizer.register_step_post_hook(lambda *_: self._turn(optimizer, into=False))
+        optimizer.register_step_pre_hook(lambda *_: self._turn(into=True))
+        optimizer.register_step_post_hook(lambda *_: self._turn(into=False))
 
     @torch.no_grad()
-    def _turn(self, optimizer: Optimizer, *, into: bool) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                # One without a gradient is not stepped.
-                if parameter.grad is None or parameter not in self.turns:
-                    continue
-                turn, rows = self.turns[parameter]
-                for tensor in (parameter, parameter.grad) if into else (parameter,):
-                    plain = tensor if rows else tensor.T
-                    turned = turn.into(plain) if into else turn.back(plain)
-                    plain.copy_(turned)
+    def _turn(self, *, into: bool) -> None:
+        for one in (group.stepped() for group in self.turned):
+            if not one.parameters:
+                continue
+            one.turn(one.parameters, into=into)
+            if into:
+                one.turn([p.grad for p in one.parameters if p.grad is not None], into=True)
 
 
 def leading(factor: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def test_turning_into_the_past_takes_room_where_there_is_a_past_to_turn_into(
     )
     turned = _plan(settings, tasks=3, tokens=64, answers=4)
     # q is (32, 32) and v (16, 32) in each of two layers; two tasks of four eigenvectors.
-    assert _size(turned, "turns") == 2 * 4 * 8 * (32 + 32 + 16 + 32)
+    assert _size(turned, "turns") == 2 * 4 * 8 * (32 + 32 + 16 + 32 + 4 * 8)
     for other in (
         _plan(settings, tasks=1, tokens=64, answers=4),
         _plan(settings.model_copy(update={"energy": "sum"}), tasks=3, tokens=64, answers=4),

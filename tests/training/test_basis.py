@@ -17,7 +17,7 @@ from ella_cli.model.lora import attach_lora, detach_lora, lora_layers, lora_pair
 from ella_cli.past import Past
 from ella_cli.tasks import load_task
 from ella_cli.training.assignment import Assignment
-from ella_cli.training.basis import PastBasis, Turn, leading
+from ella_cli.training.basis import PastBasis, Turned, Turns, leading
 from ella_cli.training.task import train_task
 
 SETTINGS = TrainSettings(
@@ -58,15 +58,33 @@ def _trained(
     return {f"{name}.{side}": getattr(pairs[name], side) for name in pairs for side in "ab"}
 
 
-def test_a_turn_is_orthogonal_and_begins_with_what_it_was_asked_for() -> None:
-    columns, _ = torch.linalg.qr(torch.randn(9, 3, dtype=torch.float64))
-    turn = Turn.onto(columns)
-    whole = turn.back(torch.eye(9, dtype=torch.float64))  # Q
-    assert torch.allclose(whole.T @ whole, torch.eye(9, dtype=torch.float64), atol=1e-14)
-    assert torch.allclose((whole[:, :3] * columns).sum(0).abs(), torch.ones(3).double(), atol=1e-14)
-    x = torch.randn(9, 2, dtype=torch.float64)
-    assert torch.allclose(turn.into(x), whole.T @ x, atol=1e-14)
-    assert torch.allclose(turn.back(turn.into(x)), x, atol=1e-14)
+def _whole(basis: PastBasis, parameter: Tensor) -> tuple[Tensor, bool]:
+    """Q (D, D) of a parameter, and whether its rows are what it turns."""
+    for group in basis.turned:
+        for i, one in enumerate(group.parameters):
+            if one is parameter:
+                eye = torch.eye(one.shape[0 if group.rows else 1])
+                turns = group.turns.back(eye.to(one).expand(len(group.parameters), *eye.shape))
+                return turns[i], group.rows
+    raise AssertionError("a parameter that is not turned")
+
+
+def test_turns_are_orthogonal_and_begin_with_what_they_were_asked_for() -> None:
+    """Three at once, with columns of their own number; one of them is a whole basis."""
+    asked = [torch.linalg.qr(torch.randn(9, k, dtype=torch.float64))[0] for k in (3, 9, 1)]
+    turns = Turns.onto(asked)
+    eye = torch.eye(9, dtype=torch.float64).expand(3, 9, 9)
+    whole = turns.back(eye)  # Q
+    assert torch.allclose(whole.mT @ whole, eye, atol=1e-14)
+    for q, columns in zip(whole, asked, strict=True):
+        ones = torch.ones(columns.shape[1], dtype=torch.float64)
+        assert torch.allclose((q[:, : len(ones)] * columns).sum(0).abs(), ones, atol=1e-14)
+        # By another route: LAPACK's own product of the reflections, up to signs that it chose too.
+        theirs = torch.ormqr(*torch.geqrf(columns), torch.eye(9, dtype=torch.float64))
+        assert torch.allclose(q, theirs, atol=1e-13)
+    x = torch.randn(3, 9, 2, dtype=torch.float64)
+    assert torch.allclose(turns.into(x), whole.mT @ x, atol=1e-14)
+    assert torch.allclose(turns.back(turns.into(x)), x, atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(8, 20), (20, 8)])
@@ -97,11 +115,11 @@ def test_steep_are_the_eigenvectors_of_what_all_past_tasks_depend_on(
             inputs = inputs + v @ v.T * (u @ u.T).trace()
         for parameter, whole in ((b, outputs), (a, inputs)):
             assert isinstance(whole, Tensor)
-            turn, rows = basis.turns[parameter]
+            q, rows = _whole(basis, parameter)
             assert rows is (parameter is b)
-            q = turn.back(torch.eye(len(whole)))
             turned = q.double().T @ whole @ q.double()
-            steep = turn.scales.shape[0]
+            values = torch.linalg.eigvalsh(whole).flip(0)
+            steep = int((values.cumsum(0) < 0.999 * values.sum()).sum()) + 1
             diagonal = turned.diagonal()
             assert float(diagonal[:steep].sum()) > 0.998 * float(diagonal.sum())
             # No steep coordinate acts on another, nor on one of the rest.
@@ -116,11 +134,7 @@ def test_a_step_is_adamws_in_other_coordinates(model: PeftModel, past: Past) -> 
     for one in trained:
         torch.nn.init.normal_(one)
     basis = PastBasis(model, past)
-    whole = {
-        one: (turn.back(torch.eye(one.shape[0 if rows else 1], dtype=torch.float64)), rows)
-        for one, (turn, rows) in basis.turns.items()
-    }
-    assert len(whole) == len(trained)
+    whole = {one: _whole(basis, one) for one in trained}
 
     def turned(one: Tensor, tensor: Tensor) -> Tensor:
         q, rows = whole[one]
@@ -153,7 +167,8 @@ def test_steep_directions_no_longer_slow_the_others_down(model: PeftModel, past:
         optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0)
         if turned:
             basis = PastBasis(model, past)
-            basis.turns = {weight: (Turn.onto(steep), True)}
+            turns = Turns.onto([steep.double()]).to(weight)
+            basis.turned = [Turned((weight,), turns, rows=True)]
             basis.attach(optimizer)
         for _ in range(60):
             optimizer.zero_grad()
@@ -187,3 +202,15 @@ def test_without_curvature_there_is_nothing_to_turn_into(
     one = _trained(tiny_llama, tmp_path / "one", settings, (first,))
     other = _trained(tiny_llama, tmp_path / "other", plain, (first,))
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_what_has_no_gradient_stays_where_it_is(model: PeftModel, past: Past) -> None:
+    trained = [one for one in model.parameters() if one.requires_grad]
+    before = [torch.nn.init.normal_(one).detach().clone() for one in trained]
+    optimizer = torch.optim.AdamW(trained, lr=0.1)
+    PastBasis(model, past).attach(optimizer)
+    optimizer.step()
+    trained[0].grad = torch.ones_like(trained[0])
+    optimizer.step()
+    assert not torch.allclose(trained[0], before[0], atol=0.01)
+    assert all(torch.equal(one, old) for one, old in zip(trained[1:], before[1:], strict=True))
