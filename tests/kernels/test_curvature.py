@@ -50,24 +50,38 @@ def _truth(b: Tensor, a: Tensor, terms: list[Kronecker], scale: float) -> tuple[
 
 
 @pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize(
     ("shape", "rank", "tasks"),
     [((37, 29), 4, 1), ((11, 29), 3, 3), ((1, 29), 2, 2), ((29, 1), 2, 1), ((5, 5), 9, 2)],
 )
 def test_value_and_gradients_agree_with_float64(
-    shape: tuple[int, int], rank: int, tasks: int
+    shape: tuple[int, int], rank: int, tasks: int, device: str
 ) -> None:
     terms = _terms(*shape, [(7, 3 + i) for i in range(tasks)], seed=1)
     b, a = _normal(shape[0], rank, seed=90), _normal(rank, shape[1], seed=91)
     value, db, da = _truth(b, a, terms, 0.75)
-    b.requires_grad_(), a.requires_grad_()
-    total, values = plan_curvature([terms], [shape], [0.75])([b], [a])
+    b, a = (one.to(device).requires_grad_() for one in (b, a))
+    there = [replace(term, u=term.u.to(device), v=term.v.to(device)) for term in terms]
+    total, values = plan_curvature([there], [shape], [0.75])([b], [a])
     (3.0 * total).backward()  # type: ignore[no-untyped-call]
-    assert relative(total, value) < 1e-5
-    assert relative(values[0], value) < 1e-5
+    assert relative(total.cpu(), value) < 1e-5
+    assert relative(values[0].cpu(), value) < 1e-5
     assert b.grad is not None
     assert a.grad is not None
-    assert relative(b.grad, 3 * db) < 1e-5
-    assert relative(a.grad, 3 * da) < 1e-5
+    assert relative(b.grad.cpu(), 3 * db) < 1e-5
+    assert relative(a.grad.cpu(), 3 * da) < 1e-5
 
 
 def test_modules_of_all_kinds_at_once_are_the_sum_of_each() -> None:
