@@ -14,6 +14,7 @@ the flag where Python does not allow the word (`lambda`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -59,7 +60,21 @@ Energy = Literal["sum", "abs", "rss", "curvature"]
 SUMMED_METHODS = frozenset({"ella", "inclora", "olora", "replay"})
 # Settings that change where, how fast or how much is computed, never what comes out.
 FREE = frozenset({"device", "per_device_eval_batch_size", "save_steps", "cells"})
+# What protects coordinates, and so has no eigenvectors to step along.
+_OF_COORDINATES = frozenset({"sum", "abs", "rss"})
 SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+def optim_in_effect(settings: Mapping[str, Any]) -> Any:
+    """`adamw` for `adamw-past` where a run of `settings` protects no curvature to step along.
+
+    Args:
+        settings: as `RunSettings` dumps them, or an older ella did.
+    """
+    turns = settings.get("method") == "ella" and settings.get("energy") not in _OF_COORDINATES
+    if settings.get("optim") == "adamw-past" and not (turns and settings.get("curvature_rows")):
+        return "adamw"
+    return settings.get("optim")
 
 
 def _field(
@@ -134,9 +149,10 @@ class OptimFields(Settings):
     )
     gradient_accumulation_steps: int = _field(1, "Micro-batches a step.", panel="Training", ge=1)
     optim: Literal["adamw", "adamw-past", "muon"] = _field(
-        "adamw",
-        "AdamW; AdamW in the eigenbasis of the past's curvature, so that what is protected slows "
-        "nothing else down; or Muon at the learning rate that fits AdamW.",
+        "adamw-past",
+        "AdamW in the eigenbasis of the past's curvature, so that what is protected slows nothing "
+        "else down, and plain where there is none; plain AdamW; or Muon at the learning rate that "
+        "fits AdamW.",
         panel="Training",
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.", panel="Training", gt=0)

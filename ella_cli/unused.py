@@ -55,11 +55,6 @@ def _reasons(settings: TrainSettings) -> Iterator[tuple[str, str]]:
     elif not settings.curvature_rows:
         for name in ("energy_rank", "importance"):
             yield name, "with --curvature-rows 0 no curvature is measured"
-    if settings.optim == "adamw-past":
-        if method != "ella":
-            yield "optim", f"{method} has no penalty of curvature to turn to"
-        elif settings.energy not in (None, "curvature"):
-            yield "optim", f"--energy {settings.energy} has no curvature to turn to"
     if settings.max_steps is not None:
         yield "num_train_epochs", "--max-steps says how long a task is trained"
 

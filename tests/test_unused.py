@@ -24,8 +24,6 @@ from ella_cli.unused import unused_settings
         ({"method": "joint", "curvature_rows": 8}, "--curvature-rows", "measures no curvature"),
         ({"curvature_rows": 0, "energy_rank": 8}, "--energy-rank", "no curvature is measured"),
         ({"curvature_rows": 0, "importance": "auto"}, "--importance", "no curvature is measured"),
-        ({"method": "inclora", "optim": "adamw-past"}, "--optim", "no penalty of curvature"),
-        ({"energy": "sum", "optim": "adamw-past"}, "--optim", "--energy sum has no curvature"),
         ({"max_steps": 5, "num_train_epochs": 2}, "--num-train-epochs", "--max-steps says"),
     ],
 )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ella_cli.config import FREE
+from ella_cli.config import FREE, optim_in_effect
 from ella_cli.report.metrics import Metric, Spread, spread
 from ella_cli.report.provenance import base_model
 from ella_cli.report.results import RunResults
@@ -16,8 +16,8 @@ from ella_cli.report.results import RunResults
 _NO_DIFFERENCE = FREE | {"seed", "data", "output_dir"}
 # What results say of themselves, which a run that was scored anew has in other words than its own.
 _OF_SCORES = (
-    "base_model", "header", "validation", "test_rows", "importance", "lambda", "rho", "adapters",
-    "past",
+    "base_model", "header", "validation", "test_rows", "importance", "optim", "lambda", "rho",
+    "adapters", "past",
 )  # fmt: skip
 # Already in the label, or shown as the order.
 _SHOWN = {"method", "lambda", "order"}
@@ -74,14 +74,18 @@ def _two_draws(one: RunResults, other: RunResults) -> bool:
 
 
 def _key(run: RunResults) -> str:
-    # Runs of before importance counted in full.
-    document = {**run.document, "importance": run.document.get("importance") or 1.0}
-    said = [document.get(key) for key in _OF_SCORES]
+    said = [_said(run).get(key) for key in _OF_SCORES]
     # What `auto` found is each seed's own.
     # Of results kept alone only the name says what they were made with.
     made = _settings(run) or _name_but_for_the_seed(run)
     facts = [run.kind, run.accuracy.order, base_model(run), run.decode, made, said]
     return json.dumps(facts, sort_keys=True, default=str)
+
+
+def _said(run: RunResults) -> dict[str, object]:
+    """What results say; those of an older ella counted tasks in full, and had only plain AdamW."""
+    older = {"importance": 1.0, "optim": optim_in_effect(_settings(run)) or "adamw"}
+    return {key: run.document.get(key) or older.get(key) for key in _OF_SCORES}
 
 
 def _name_but_for_the_seed(run: RunResults) -> str:
@@ -94,8 +98,15 @@ def _name_but_for_the_seed(run: RunResults) -> str:
 
 def _settings(run: RunResults) -> dict[str, object]:
     settings = run.settings.get("settings")
-    known = settings if isinstance(settings, Mapping) else {}
+    known = dict(settings) if isinstance(settings, Mapping) else {}
+    if "optim" in known:
+        known["optim"] = optim_in_effect(known)
     return {key: value for key, value in known.items() if key not in _NO_DIFFERENCE}
+
+
+def _made_with(run: RunResults) -> dict[str, object]:
+    """Its settings; of results kept alone, those that they say themselves."""
+    return _settings(run) or {key: _said(run)[key] for key in ("optim", "importance")}
 
 
 def _label(group: Sequence[RunResults]) -> str:
@@ -115,11 +126,11 @@ def _name(label: str, run: RunResults, alike: Sequence[RunResults]) -> str:
     """
     if not alike:
         return label
-    own = _settings(run)
+    own = _made_with(run)
     keys = [
         key
         for key in own
-        if key not in _SHOWN and any(_settings(other).get(key) != own[key] for other in alike)
+        if key not in _SHOWN and any(_made_with(other).get(key) != own[key] for other in alike)
     ]
     if not keys:
         return label

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from ella_cli import files, processes
 from ella_cli.adapter import Adapter, read_adapter
-from ella_cli.config import FREE, RunSettings
+from ella_cli.config import FREE, RunSettings, optim_in_effect
 from ella_cli.errors import SettingsError
 from ella_cli.manifest import MANIFEST
 from ella_cli.run_paths import RunPaths
@@ -166,6 +166,8 @@ class RunFolder(RunPaths):
         }
         # Where it is known what the weights were, it does not matter how that was asked for.
         free = FREE | ({"dtype"} if "precision" in theirs else set())
+        if optim_in_effect(ours) == optim_in_effect(theirs["settings"]):
+            free |= {"optim"}
         for name, value in {**ours, **facts}.items():
             if name not in free and before.get(name) != value:
                 if name in _FACTS:

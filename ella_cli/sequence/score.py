@@ -8,7 +8,7 @@ from typing import Any
 
 from ella_cli import files, processes
 from ella_cli.adapter import Adapter
-from ella_cli.config import EvaluateSettings, RunSettings
+from ella_cli.config import EvaluateSettings, RunSettings, optim_in_effect
 from ella_cli.errors import SettingsError, StorageError
 from ella_cli.evaluate.grid import Cell, Stage, evaluate_grid
 from ella_cli.evaluate.results import known_single_rows, results_document
@@ -127,6 +127,7 @@ def _facts(
         # What was protected; the past's own where none was asked for.
         "energy": _energy(settings, adapters),
         "importance": settings.importance if settings.method == "ella" else None,
+        "optim": optim_in_effect(settings.model_dump()),
         "last": settings.last,
         "decay": settings.decay,
         "seed": settings.seed,

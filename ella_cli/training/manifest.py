@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 _PACKAGES = ("ella-cli", "torch", "transformers", "peft", "accelerate", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    """The versions that a result depends on; `unknown` of what runs without being installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def curves(log: Sequence[Mapping[str, Any]], lam: float) -> dict[str, list[float]]:

@@ -161,11 +161,46 @@ def test_runs_of_other_settings_are_not_averaged_and_say_what_differs(write_run:
     assert labels == ["ella λ=10000 (max_steps 40)", "ella λ=10000 (max_steps 80)"]
 
 
+def test_optimizers_are_told_apart_where_they_step_apart(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    """Where no curvature is protected, `adamw-past` is AdamW by another name."""
+    curvature = {"method": "ella", "energy": None, "curvature_rows": 64}
+    plain = {"method": "inclora", "energy": None, "curvature_rows": 0}
+    runs = []
+    for name, settings in (("ella", curvature), ("inclora", plain)):
+        for seed, optim in enumerate(("adamw", "adamw-past")):
+            run = write_run(f"{name}-{optim}", method=name, seed=seed)
+            recorded = {"settings": {**settings, "seed": seed, "optim": optim}}
+            (run / "run.json").write_text(json.dumps(recorded))
+            runs.append(run)
+    labels = [(group["label"], group["runs"]) for group in make_report(runs).json["comparison"]]
+    assert labels == [
+        ("ella λ=10000 (optim adamw)", ["ella-adamw"]),
+        ("ella λ=10000 (optim adamw-past)", ["ella-adamw-past"]),
+        ("inclora λ=10000", ["inclora-adamw", "inclora-adamw-past"]),
+    ]
+
+
+def test_of_results_kept_alone_the_optimizer_is_known(write_run: WriteRun, tmp_path: Path) -> None:
+    kept = []
+    # Those of an older ella say nothing of it, and were AdamW's.
+    for seed, said in enumerate(({}, {"optim": "adamw"}, {"optim": "adamw-past"})):
+        file = tmp_path / f"ella-s{seed}.json"
+        shutil.copy(write_run(f"ella-s{seed}", seed=seed, **said) / "results.json", file)
+        kept.append(file)
+    labels = [(group["label"], group["runs"]) for group in make_report(kept).json["comparison"]]
+    assert labels == [
+        ("ella λ=10000 (optim adamw)", ["ella-s0", "ella-s1"]),
+        ("ella λ=10000 (optim adamw-past)", ["ella-s2"]),
+    ]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"seed": 0}, {"header": True}, {"validation": 50}, {"importance": "auto"},
-        {"importance": 0.5},
+        {"importance": 0.5}, {"optim": "muon"},
         {"base_model": {"model": "m", "fingerprint": "f"}}, {"test_rows": {"dbpedia": 3}},
     ],
 )  # fmt: skip

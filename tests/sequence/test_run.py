@@ -258,6 +258,17 @@ def test_a_run_at_work_is_not_scored_beside_it_and_clears_what_was_cut_off(
             evaluate_run(run.path, EvaluateSettings())
 
 
+def test_results_say_which_optimizer_was_in_effect(finished: Path, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    # No curvature was measured to step along.
+    assert json.loads(run.results.read_text())["optim"] == "adamw"
+    record = json.loads(run.record.read_text())
+    record["settings"]["curvature_rows"] = 8
+    run.record.write_text(json.dumps(record))
+    evaluate_run(run.path, EvaluateSettings())
+    assert json.loads(run.results.read_text())["optim"] == "adamw-past"
+
+
 def test_a_run_is_not_scored_on_another_base(finished: Path, tiny_gpt2: Path) -> None:
     written = (finished / "results.json").read_bytes()
     with pytest.raises(ModelError, match="was made on a base with fingerprint"):

@@ -79,6 +79,16 @@ def test_a_run_from_before_importance_goes_on_where_it_is_one(tmp_path: Path) ->
     _claim(tmp_path / "run")
 
 
+def test_a_run_of_another_optimizer_goes_on_where_both_step_alike(tmp_path: Path) -> None:
+    _claim(tmp_path / "plain", optim="adamw", method="inclora")
+    _claim(tmp_path / "plain", method="inclora")
+    _claim(tmp_path / "coordinates", optim="adamw", energy="sum")
+    _claim(tmp_path / "coordinates", energy="sum")
+    _claim(tmp_path / "curvature", optim="adamw")
+    with pytest.raises(SettingsError, match="its optim is adamw, now it is adamw-past"):
+        _claim(tmp_path / "curvature")
+
+
 def test_a_precision_may_be_asked_for_in_another_way(tmp_path: Path) -> None:
     record = _claim(tmp_path / "run")
     _claim(tmp_path / "run", dtype="bfloat16")
