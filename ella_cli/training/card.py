@@ -44,7 +44,7 @@ def model_card(manifest: Mapping[str, Any], settings: TrainSettings) -> str:
         "|---|---|",
         f"| rank, alpha, dropout | {settings.lora_rank}, {settings.lora_alpha:g}, "
         f"{settings.lora_dropout:g} |",
-        f"| optimizer | {_OPTIMIZERS[settings.optim]}, lr {settings.learning_rate:g} "
+        f"| optimizer | {_optimizer(manifest, settings)}, lr {settings.learning_rate:g} "
         f"{settings.lr_scheduler_type} |",
         f"| global batch | {manifest['batch']['global']} |",
         f"| steps | {manifest['steps']} |",
@@ -57,7 +57,11 @@ def model_card(manifest: Mapping[str, Any], settings: TrainSettings) -> str:
     ])  # fmt: skip
 
 
-_OPTIMIZERS = {"adamw": "AdamW", "adamw-past": "AdamW in the past's eigenbasis", "muon": "Muon"}
+def _optimizer(manifest: Mapping[str, Any], settings: TrainSettings) -> str:
+    if settings.optim == "muon":
+        return "Muon"
+    turned = settings.optim == "adamw-past" and manifest["energy"] == "curvature"
+    return "AdamW in the past's eigenbasis" if turned else "AdamW"
 
 
 def _ground(manifest: Mapping[str, Any], settings: TrainSettings) -> str:

@@ -13,6 +13,7 @@ MANIFEST: dict[str, Any] = {
     "task": "amazon",
     "method": "ella",
     "lambda": 10.0,
+    "energy": "curvature",
     "order_index": 1,
     "kind": "decoder",
     "scale": 4.0,
@@ -33,6 +34,17 @@ def test_it_names_the_optimizer_and_the_terms_beneath() -> None:
     assert "on top of `org/model` plus the updates of dbpedia" in card
     assert "one term of a sum" in card
     assert card.startswith("---\nbase_model: org/model\n")
+
+
+def test_only_where_curvature_is_protected_are_steps_made_in_its_eigenbasis() -> None:
+    assert "| optimizer | AdamW in the past's eigenbasis, lr" in model_card(
+        MANIFEST, TrainSettings()
+    )
+    plain = TrainSettings(optim="adamw")
+    assert "| optimizer | AdamW, lr" in model_card(MANIFEST, plain)
+    for energy in (None, "sum"):
+        card = model_card(MANIFEST | {"energy": energy}, TrainSettings())
+        assert "| optimizer | AdamW, lr" in card
 
 
 @pytest.mark.parametrize("method", ["seqlora", "single", "joint"])
