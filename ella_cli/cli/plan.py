@@ -121,11 +121,20 @@ def _words(made: Plan) -> str:
         if made.device == "cpu"
         else f", {process} of host memory, and what the driver takes"
     )
+    measuring = (
+        f", measuring a task's curvature at its end {_seconds(made.measuring_seconds)}"
+        if made.measuring_seconds
+        else ""
+    )
     return (
         f"{made.model} ({made.kind}, {made.dtype}) needs about {_size(made.bytes)} of {where} "
         f"to train the last of {made.tasks} tasks{beside}. A step takes about "
-        f"{made.step_seconds:.2g} s. Evaluation and measuring the curvature are not counted."
+        f"{_seconds(made.step_seconds)}{measuring}. Evaluation is not counted."
     )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2g} s" if value < 10 else f"{value:,.0f} s"
 
 
 def _memory(made: Plan) -> Table:

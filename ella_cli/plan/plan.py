@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ella_cli.config import RunSettings
+from ella_cli.curvature import LOOKS
 from ella_cli.errors import SettingsError
 from ella_cli.model.base import default_dtype, device_of, prompt_room
 from ella_cli.past.record import EnergyKind, Store
@@ -57,6 +58,8 @@ class Plan:
         traffic: bytes read and written in one optimizer step.
         operations: what the host calls or launches in it, the penalty and the optimizer aside.
         step_seconds: an estimate: flops, traffic and calls at `rates`, plus the penalty.
+        measuring_seconds: an estimate of measuring a task's curvature at its end, 0 where none is:
+            every look goes forward and backward, as a step does, over as many rows.
     """
 
     model: str
@@ -79,6 +82,7 @@ class Plan:
     operations: int
     penalty_seconds: float
     step_seconds: float
+    measuring_seconds: float
     rates: Rates
     notes: tuple[str, ...]
 
@@ -161,6 +165,9 @@ def make_plan(
     rounds = settings.gradient_accumulation_steps
     penalty_seconds = _penalty_seconds(penalty, rates)
     micro = _micro_seconds(played, rates, device)
+    looks = (
+        LOOKS + (settings.importance == "auto") if method.measures(settings.curvature_rows) else 0
+    )
     return Plan(
         model=settings.model,
         kind=skeleton.kind,
@@ -182,6 +189,7 @@ def make_plan(
         operations=rounds * played.operations,
         penalty_seconds=penalty_seconds,
         step_seconds=rounds * micro + penalty_seconds,
+        measuring_seconds=looks * settings.curvature_rows / batch.sequences * micro,
         rates=rates,
         notes=tuple(notes),
     )

@@ -123,6 +123,20 @@ def test_parts_follow_the_settings(tiny_llama: Path) -> None:
     assert _size(alone, "past") == _size(alone, "pristine weights") == 0
 
 
+def test_measuring_takes_as_long_as_steps_over_as_many_rows(tiny_llama: Path) -> None:
+    settings = RunSettings(model=str(tiny_llama), dtype="float32", device="cpu", curvature_rows=32)
+    plan = _plan(settings, tasks=1, tokens=64, answers=4)
+    # Two looks at 32 rows, 8 a step.
+    assert plan.measuring_seconds == pytest.approx(8 * plan.step_seconds)
+    longer = settings.model_copy(update={"importance": "auto"})
+    assert _plan(longer, tasks=1, tokens=64, answers=4).measuring_seconds == pytest.approx(
+        12 * plan.step_seconds
+    )
+    for changes in ({"curvature_rows": 0}, {"method": "seqlora"}):
+        other = _plan(settings.model_copy(update=changes), tasks=1, tokens=64, answers=4)
+        assert other.measuring_seconds == 0
+
+
 def test_turning_into_the_past_takes_room_where_there_is_a_past_to_turn_into(
     tiny_llama: Path,
 ) -> None:
