@@ -98,13 +98,19 @@ class Turned:
         turns = Turns(self.turns.reflectors[here], self.turns.inner[here])
         return Turned(tuple(self.parameters[i] for i in here), turns, self.rows)
 
-    def turn(self, tensors: Sequence[Tensor], *, into: bool) -> None:
-        """Turns parameters, or their gradients, where they lie."""
-        stacked = torch.stack(list(tensors))
-        plain = stacked if self.rows else stacked.mT
+    def turn(self, *kinds: Sequence[Tensor], into: bool) -> None:
+        """Turns parameters, or those and their gradients side by side, where they lie.
+
+        What takes time is reading V, twice whatever it is multiplied with.
+        """
+        plain = torch.cat([self._upright(torch.stack(list(one))) for one in kinds], dim=-1)
         turned = self.turns.into(plain) if into else self.turns.back(plain)
-        whole = turned if self.rows else turned.mT.contiguous()
-        torch._foreach_copy_(list(tensors), whole.unbind())
+        for one, part in zip(kinds, turned.chunk(len(kinds), dim=-1), strict=True):
+            torch._foreach_copy_(list(one), self._upright(part).contiguous().unbind())
+
+    def _upright(self, stacked: Tensor) -> Tensor:
+        """What is turned as rows, and back."""
+        return stacked if self.rows else stacked.mT
 
 
 class PastBasis:
@@ -149,9 +155,8 @@ class PastBasis:
         for one in (group.stepped() for group in self.turned):
             if not one.parameters:
                 continue
-            one.turn(one.parameters, into=into)
-            if into:
-                one.turn([p.grad for p in one.parameters if p.grad is not None], into=True)
+            gradients = [p.grad for p in one.parameters if p.grad is not None]
+            one.turn(one.parameters, *([gradients] if into else []), into=into)
 
 
 def leading(factor: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ from ella_cli.training.basis import PastBasis, Turned, Turns, leading
 from ella_cli.training.task import train_task
 
 SETTINGS = TrainSettings(
-    max_steps=6, learning_rate=0.05, lora_rank=2, lora_dropout=0.0, limit=16, curvature_rows=8
-)
+    max_steps=6, learning_rate=0.05, lora_rank=2, lora_dropout=0.0, limit=16, curvature_rows=8,
+    optim="adamw",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
