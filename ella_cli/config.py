@@ -69,12 +69,13 @@ def optim_in_effect(settings: Mapping[str, Any]) -> Any:
     """`adamw` for `adamw-past` where a run of `settings` protects no curvature to step along.
 
     Args:
-        settings: as `RunSettings` dumps them, or an older ella did.
+        settings: as `RunSettings` dumps them by alias; an older ella, which named no optimizer,
+            had AdamW.
     """
-    turns = settings.get("method") == "ella" and settings.get("energy") not in _OF_COORDINATES
-    if settings.get("optim") == "adamw-past" and not (turns and settings.get("curvature_rows")):
-        return "adamw"
-    return settings.get("optim")
+    asked = settings.get("optim", "adamw")
+    protects = settings.get("method") == "ella" and settings.get("lambda") != 0
+    curvature = settings.get("energy") not in _OF_COORDINATES and settings.get("curvature_rows")
+    return "adamw" if asked == "adamw-past" and not (protects and curvature) else asked
 
 
 def _field(

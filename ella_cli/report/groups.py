@@ -83,8 +83,10 @@ def _key(run: RunResults) -> str:
 
 
 def _said(run: RunResults) -> dict[str, object]:
-    """What results say; those of an older ella counted tasks in full, and had only plain AdamW."""
-    older = {"importance": 1.0, "optim": optim_in_effect(_settings(run)) or "adamw"}
+    """What results say, or else their run's settings; an older ella counted tasks in full."""
+    settings = _settings(run)
+    optim = optim_in_effect(settings) if settings else "not said"
+    older = {"importance": 1.0, "optim": optim}
     return {key: run.document.get(key) or older.get(key) for key in _OF_SCORES}
 
 

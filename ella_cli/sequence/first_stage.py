@@ -125,8 +125,8 @@ def _is_of(trained: Mapping[str, Any], now: CurvatureRecord) -> bool:
 def _deciding(run: RunFolder, task: str) -> dict[str, Any]:
     """All of a claimed run's record that its first stage depends on."""
     record = run.read()
-    # What an older ella measured counts in full.
-    settings = {"importance": 1.0, **record["settings"]}
+    # What an older ella measured counts in full; it named no optimizer, and had AdamW.
+    settings = {"importance": 1.0, "optim": "adamw", **record["settings"]}
     kept = {name: settings[name] for name in settings.keys() - _LATER - _TOLD - FREE}
     # Weighs the first adapter too, but in one method only.
     if settings.get("method") != "olora":

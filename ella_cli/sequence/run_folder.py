@@ -118,7 +118,8 @@ class RunFolder(RunPaths):
             SettingsError: as `read`, or one of them is unknown or out of range.
             StorageError: it cannot be read.
         """
-        settings = self.read()["settings"]
+        # An older ella named no optimizer, and had AdamW.
+        settings = {"optim": "adamw", **self.read()["settings"]}
         try:
             return RunSettings.model_validate(settings)
         except ValidationError as error:
@@ -158,6 +159,7 @@ class RunFolder(RunPaths):
             "processes": 1,
             # What an older ella measured counts in full.
             "importance": 1.0,
+            "optim": "adamw",
             # An older ella did not note how prompts and scores are made, nor what auto became.
             "task_digests": facts.get("task_digests"),
             "precision": facts.get("precision"),

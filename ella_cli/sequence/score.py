@@ -127,7 +127,7 @@ def _facts(
         # What was protected; the past's own where none was asked for.
         "energy": _energy(settings, adapters),
         "importance": settings.importance if settings.method == "ella" else None,
-        "optim": optim_in_effect(settings.model_dump()),
+        "optim": optim_in_effect(settings.model_dump(by_alias=True)),
         "last": settings.last,
         "decay": settings.decay,
         "seed": settings.seed,

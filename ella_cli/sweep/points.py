@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ella_cli.config import FREE, RunSettings, resolve_settings
+from ella_cli.config import FREE, RunSettings, optim_in_effect, resolve_settings
 from ella_cli.errors import SettingsError
 from ella_cli.sequence.run import check_run
 from ella_cli.tasks import resolve_order
@@ -110,7 +110,7 @@ def check_held_out(base: RunSettings) -> None:
 
 def sweep_name(base: RunSettings) -> str:
     """Equal for the same sweep, on whatever machine: a name from all that decides its results."""
-    facts = base.model_dump(mode="json", exclude=set(_OWN))
+    facts = _deciding(base, _OWN)
     if base.importance == 1:
         # As in sweeps begun before there was one.
         del facts["importance"]
@@ -119,9 +119,15 @@ def sweep_name(base: RunSettings) -> str:
 
 def settings_digest(base: RunSettings) -> str:
     """Equal for sweeps that may share a study of any name: paths may differ between machines."""
-    facts = base.model_dump(mode="json", exclude={*_OWN, "model", "order"})
+    facts = _deciding(base, {*_OWN, "model", "order"})
     facts["tasks"] = [Path(task).name for task in resolve_order(base.order)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _deciding(base: RunSettings, others: Iterable[str]) -> dict[str, Any]:
+    facts = base.model_dump(mode="json", exclude=set(others))
+    # Where `adamw-past` has nothing to turn to it is AdamW, and was its default.
+    return facts | {"optim": optim_in_effect(base.model_dump(by_alias=True) | {"lambda": None})}
 
 
 def lambda_order(lams: Sequence[str]) -> list[str]:

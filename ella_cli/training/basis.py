@@ -16,14 +16,15 @@ of the task under way; here the basis is the past's and does not change during a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import pad
 from torch.optim import Optimizer
 
+from ella_cli.errors import SettingsError
 from ella_cli.kernels import Kronecker
 from ella_cli.model.lora import lora_layers, lora_pair
 from ella_cli.past import Past
@@ -31,6 +32,8 @@ from ella_cli.past import Past
 # Eigenvectors that hold this share of the trace are turned into coordinates; of what is left, flat
 # beside them, any orthonormal coordinates will do.
 _HELD = 0.999
+# Rows or columns, shape, dtype and device of parameters that are turned together.
+_Alike = tuple[bool, torch.Size, torch.dtype, torch.device]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,23 +50,31 @@ class Turns:
     inner: Tensor  # T (n, K, K), upper triangular
 
     @staticmethod
-    def onto(columns: Sequence[Tensor]) -> Turns:
-        """
-        Args:
-            columns: n of (D, K), orthonormal, f64; each with a K of its own, at most D.
+    def onto(columns: Tensor) -> Turns:
+        """One matrix, whose first columns are these.
 
-        Returns:
-            with the largest K: a column of zeros is reflected by nothing.
+        Args:
+            columns: (D, K), orthonormal, f64, K at most D.
         """
-        padded = pad_sequence([one.mT for one in columns], batch_first=True).mT  # (n, D, K)
-        below, scales = torch.geqrf(padded)
+        below, scales = torch.geqrf(columns)
         reflectors = below.tril(-1)
-        reflectors.diagonal(dim1=-2, dim2=-1).fill_(1)
+        reflectors.diagonal().fill_(1)
         # T⁻¹ = striu(VᵀV) + diag(1 / scales), with the scales, which may be 0, taken out.
-        unit = (reflectors.mT @ reflectors).triu(1) * scales.unsqueeze(-2)
-        eye = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device).expand_as(unit)
+        unit = (reflectors.mT @ reflectors).triu(1) * scales
+        eye = torch.eye(len(scales), dtype=unit.dtype, device=unit.device)
         inner = torch.linalg.solve_triangular(unit + eye, eye, upper=True, unitriangular=True)
-        return Turns(reflectors, scales.unsqueeze(-1) * inner)
+        return Turns(reflectors[None], (scales[:, None] * inner)[None])
+
+    @staticmethod
+    def together(each: Sequence[Turns]) -> Turns:
+        """All of them, of one D; where their K differ, with reflections by nothing, v = 0."""
+        most = max(one.inner.shape[-1] for one in each)
+        lacks = [most - one.inner.shape[-1] for one in each]
+        both = list(zip(each, lacks, strict=True))
+        return Turns(
+            torch.cat([pad(one.reflectors, (0, lack)) for one, lack in both]),
+            torch.cat([pad(one.inner, (0, lack, 0, lack)) for one, lack in both]),
+        )
 
     def to(self, like: Tensor) -> Turns:
         """In the precision and on the device of `like`."""
@@ -71,11 +82,23 @@ class Turns:
 
     def into(self, rows: Tensor) -> Tensor:
         """Qᵀ x: x (n, D, R) in the new coordinates."""
-        return rows - self.reflectors @ (self.inner.mT @ (self.reflectors.mT @ rows))
+        return self._times(self.inner.mT, rows)
 
     def back(self, rows: Tensor) -> Tensor:
         """Q x, which undoes `into`."""
-        return rows - self.reflectors @ (self.inner @ (self.reflectors.mT @ rows))
+        return self._times(self.inner, rows)
+
+    def _times(self, inner: Tensor, rows: Tensor) -> Tensor:
+        """X - V inner Vᵀ x."""
+        parts = self.reflectors, inner, rows
+        if rows.device.type == "cuda":
+            return _less(*parts)  # in three launches
+        # One by one, each V is still in the cache when it is read again.
+        return torch.stack([_less(*one) for one in zip(*parts, strict=True)])
+
+
+def _less(v: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    return x - v @ (t @ (v.mT @ x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +113,9 @@ class Turned:
     turns: Turns
     rows: bool
 
-    def stepped(self) -> Turned:
-        """Those that have a gradient: others are not stepped."""
-        here = [i for i, one in enumerate(self.parameters) if one.grad is not None]
+    def within(self, held: Set[int]) -> Turned:
+        """Those of its parameters whose ids are among `held`."""
+        here = [i for i, one in enumerate(self.parameters) if id(one) in held]
         if len(here) == len(self.parameters):
             return self
         turns = Turns(self.turns.reflectors[here], self.turns.inner[here])
@@ -101,7 +124,7 @@ class Turned:
     def turn(self, *kinds: Sequence[Tensor], into: bool) -> None:
         """Turns parameters, or those and their gradients side by side, where they lie.
 
-        What takes time is reading V, twice whatever it is multiplied with.
+        What takes time is reading V, whatever it is multiplied with.
         """
         plain = torch.cat([self._upright(torch.stack(list(one))) for one in kinds], dim=-1)
         turned = self.turns.into(plain) if into else self.turns.back(plain)
@@ -121,25 +144,33 @@ class PastBasis:
     what a task counts for the energy. Others step as before.
 
     Args:
-        model: a PEFT model with one active LoRA adapter.
+        model: a PEFT model with one active LoRA adapter, in f32 or f64.
         past: with curvature; without, nothing is turned.
+
+    Raises:
+        SettingsError: the adapter is in half precision, which turns to and fro would ruin.
     """
 
     def __init__(self, model: nn.Module, past: Past) -> None:
-        alike: dict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        alike: dict[_Alike, list[tuple[Tensor, Turns]]] = defaultdict(list)
         for name, layer in lora_layers(model).items():
             terms = past.curvature(name) if name in past.names else []
             if not terms:
                 continue
             b, a, _ = lora_pair(layer)
             for parameter, side, rows in ((b, _outputs(terms), True), (a, _inputs(terms), False)):
+                if parameter.dtype.itemsize < 4:
+                    raise SettingsError(
+                        f"{name} has its LoRA weights in {parameter.dtype}",
+                        hint="give them to the optimizer in float32, as PEFT does by default",
+                    )
+                turn = Turns.onto(leading(side.to(parameter.device))).to(parameter)
                 key = rows, parameter.shape, parameter.dtype, parameter.device
-                alike[key].append((parameter, leading(side.to(parameter.device))))
-        self.turned = []
-        for (rows, *_), members in alike.items():  # type: ignore[misc]
-            parameters = tuple(parameter for parameter, _ in members)
-            turns = Turns.onto([columns for _, columns in members]).to(parameters[0])
-            self.turned.append(Turned(parameters, turns, rows))
+                alike[key].append((parameter, turn))
+        self.turned = [
+            Turned(tuple(one for one, _ in members), Turns.together([t for _, t in members]), rows)
+            for (rows, *_), members in alike.items()
+        ]
 
     def attach(self, optimizer: Optimizer) -> None:
         """From now on parameters and gradients are turned before each step, and back after it.
@@ -147,14 +178,18 @@ class PastBasis:
         Weight decay and a gradient's norm are the same in both coordinates. The optimizer's states
         are of the turned ones.
         """
-        optimizer.register_step_pre_hook(lambda *_: self._turn(into=True))
-        optimizer.register_step_post_hook(lambda *_: self._turn(into=False))
+        held = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        turned = [one.within(held) for one in self.turned]
+        optimizer.register_step_pre_hook(lambda *_: _turn(turned, into=True))
+        optimizer.register_step_post_hook(lambda *_: _turn(turned, into=False))
 
-    @torch.no_grad()
-    def _turn(self, *, into: bool) -> None:
-        for one in (group.stepped() for group in self.turned):
-            if not one.parameters:
-                continue
+
+@torch.no_grad()
+def _turn(turned: Iterable[Turned], *, into: bool) -> None:
+    for whole in turned:
+        # What has no gradient is not stepped.
+        one = whole.within({id(p) for p in whole.parameters if p.grad is not None})
+        if one.parameters:
             gradients = [p.grad for p in one.parameters if p.grad is not None]
             one.turn(one.parameters, *([gradients] if into else []), into=into)
 

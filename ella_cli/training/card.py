@@ -60,7 +60,8 @@ def model_card(manifest: Mapping[str, Any], settings: TrainSettings) -> str:
 def _optimizer(manifest: Mapping[str, Any], settings: TrainSettings) -> str:
     if settings.optim == "muon":
         return "Muon"
-    turned = settings.optim == "adamw-past" and manifest["energy"] == "curvature"
+    protects = manifest["energy"] == "curvature" and manifest["lambda"] != 0
+    turned = settings.optim == "adamw-past" and protects
     return "AdamW in the past's eigenbasis" if turned else "AdamW"
 
 

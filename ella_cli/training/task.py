@@ -204,7 +204,9 @@ def _trainer(
             rho=settings.rho,
         )
         progress.note(f"{assignment.name}: {trainer.strength}")
-    if settings.optim == "adamw-past" and isinstance(trainer.penalty, CurvaturePenalty):
+    # With λ = 0 nothing is protected, and a task is trained as by inclora.
+    weighs = isinstance(trainer.penalty, CurvaturePenalty) and trainer.strength.lam != 0
+    if settings.optim == "adamw-past" and weighs:
         assert assignment.past is not None
         trainer.basis = PastBasis(model, assignment.past)
     if trainer.penalty is None:
@@ -224,6 +226,10 @@ def _checkpoint_folder(
     decide = TrainSettings.model_fields.keys() - CurvatureFields.model_fields.keys()
     # Nor how the weights' precision was asked for, but what it is.
     decide -= FREE | {"dtype"}
+    decided = settings.model_dump(mode="json", include=decide)
+    weighs = energy_in_force(assignment, settings) == "curvature" and settings.lam != 0
+    if settings.optim == "adamw-past" and not weighs:
+        decided["optim"] = "adamw"
     facts = [
         base.fingerprint,
         base.precision,
@@ -231,7 +237,7 @@ def _checkpoint_folder(
         assignment.past.digest if assignment.past else None,
         [one.digest for one in assignment.earlier],
         assignment.order_index,
-        settings.model_dump(mode="json", include=decide),
+        decided,
         processes.count(),
     ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

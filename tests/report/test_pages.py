@@ -184,14 +184,15 @@ def test_optimizers_are_told_apart_where_they_step_apart(
 
 def test_of_results_kept_alone_the_optimizer_is_known(write_run: WriteRun, tmp_path: Path) -> None:
     kept = []
-    # Those of an older ella say nothing of it, and were AdamW's.
+    # Those of an older ella say nothing of it.
     for seed, said in enumerate(({}, {"optim": "adamw"}, {"optim": "adamw-past"})):
         file = tmp_path / f"ella-s{seed}.json"
         shutil.copy(write_run(f"ella-s{seed}", seed=seed, **said) / "results.json", file)
         kept.append(file)
     labels = [(group["label"], group["runs"]) for group in make_report(kept).json["comparison"]]
     assert labels == [
-        ("ella λ=10000 (optim adamw)", ["ella-s0", "ella-s1"]),
+        ("ella λ=10000 (optim not said)", ["ella-s0"]),
+        ("ella λ=10000 (optim adamw)", ["ella-s1"]),
         ("ella λ=10000 (optim adamw-past)", ["ella-s2"]),
     ]
 

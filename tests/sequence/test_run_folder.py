@@ -89,6 +89,17 @@ def test_a_run_of_another_optimizer_goes_on_where_both_step_alike(tmp_path: Path
         _claim(tmp_path / "curvature")
 
 
+def test_a_run_that_names_no_optimizer_is_of_adamw(tmp_path: Path) -> None:
+    record = _claim(tmp_path / "run", optim="adamw")
+    document = json.loads(record.read_text())
+    del document["settings"]["optim"]
+    record.write_text(json.dumps(document))
+    _claim(tmp_path / "run", optim="adamw")
+    assert RunFolder(tmp_path / "run").settings().optim == "adamw"
+    with pytest.raises(SettingsError, match="its optim is adamw, now it is adamw-past"):
+        _claim(tmp_path / "run")
+
+
 def test_a_precision_may_be_asked_for_in_another_way(tmp_path: Path) -> None:
     record = _claim(tmp_path / "run")
     _claim(tmp_path / "run", dtype="bfloat16")

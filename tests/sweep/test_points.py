@@ -4,7 +4,7 @@ import pytest
 
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
-from ella_cli.sweep.points import lambda_order, points_of, sweep_name
+from ella_cli.sweep.points import lambda_order, points_of, settings_digest, sweep_name
 
 BASE = RunSettings(validation=10, seed=5)
 
@@ -52,6 +52,16 @@ def test_one_sweep_has_one_name_wherever_its_data_and_device_are() -> None:
     assert sweep_name(same) == sweep_name(BASE)
     for other in ({"validation": 11}, {"learning_rate": 0.5}, {"order": "2"}, {"method": "olora"}):
         assert sweep_name(BASE.model_copy(update=other)) != sweep_name(BASE)
+
+
+def test_a_sweep_is_another_with_another_optimizer_where_both_step_apart() -> None:
+    plain = {"optim": "adamw"}
+    for alike in ({"method": "olora"}, {"energy": "sum"}):
+        base = BASE.model_copy(update=alike)
+        assert sweep_name(base.model_copy(update=plain)) == sweep_name(base)
+        assert settings_digest(base.model_copy(update=plain)) == settings_digest(base)
+    assert sweep_name(BASE.model_copy(update=plain)) != sweep_name(BASE)
+    assert settings_digest(BASE.model_copy(update=plain)) != settings_digest(BASE)
 
 
 def test_numbers_go_by_size_and_words_last() -> None:

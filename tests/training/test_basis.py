@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import TrainSettings
+from ella_cli.errors import SettingsError
 from ella_cli.model.base import load_base
 from ella_cli.model.lora import attach_lora, detach_lora, lora_layers, lora_pair
 from ella_cli.past import Past
@@ -73,7 +74,7 @@ def _whole(basis: PastBasis, parameter: Tensor) -> tuple[Tensor, bool]:
 def test_turns_are_orthogonal_and_begin_with_what_they_were_asked_for() -> None:
     """Three at once, with columns of their own number; one of them is a whole basis."""
     asked = [torch.linalg.qr(torch.randn(9, k, dtype=torch.float64))[0] for k in (3, 9, 1)]
-    turns = Turns.onto(asked)
+    turns = Turns.together([Turns.onto(columns) for columns in asked])
     eye = torch.eye(9, dtype=torch.float64).expand(3, 9, 9)
     whole = turns.back(eye)  # Q
     assert torch.allclose(whole.mT @ whole, eye, atol=1e-14)
@@ -168,7 +169,7 @@ def test_steep_directions_no_longer_slow_the_others_down(model: PeftModel, past:
         optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0)
         if turned:
             basis = PastBasis(model, past)
-            turns = Turns.onto([steep.double()]).to(weight)
+            turns = Turns.onto(steep.double()).to(weight)
             basis.turned = [Turned((weight,), turns, rows=True)]
             basis.attach(optimizer)
         for _ in range(60):
@@ -215,3 +216,43 @@ def test_what_has_no_gradient_stays_where_it_is(model: PeftModel, past: Past) ->
     optimizer.step()
     assert not torch.allclose(trained[0], before[0], atol=0.01)
     assert all(torch.equal(one, old) for one, old in zip(trained[1:], before[1:], strict=True))
+
+
+def test_what_another_optimizer_steps_is_left_to_it(model: PeftModel, past: Past) -> None:
+    """B by one optimizer and A by another, against both by one."""
+    pairs = [lora_pair(layer)[:2] for layer in lora_layers(model).values()]
+    both = [one for pair in pairs for one in pair]
+    start = [torch.randn_like(one) for one in both]
+    gradients = [torch.randn_like(one) for one in both]
+    ends = []
+    for groups in ([both], [both[::2], both[1::2]]):
+        for one, value in zip(both, start, strict=True):
+            one.data.copy_(value)
+        basis = PastBasis(model, past)
+        optimizers = [torch.optim.AdamW(group, lr=0.1) for group in groups]
+        for optimizer in optimizers:
+            basis.attach(optimizer)
+        for one, gradient in zip(both, gradients, strict=True):
+            one.grad = gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        ends.append([one.detach().clone() for one in both])
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+def test_weights_in_half_precision_are_refused(model: PeftModel, past: Past) -> None:
+    for one in model.parameters():
+        if one.requires_grad:
+            one.data = one.data.bfloat16()
+    with pytest.raises(SettingsError, match=r"LoRA weights in torch\.bfloat16"):
+        PastBasis(model, past)
+
+
+def test_with_lambda_zero_a_task_is_trained_as_by_inclora(
+    tiny_llama: Path, first: Adapter, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"optim": "adamw-past", "lam": 0.0})
+    one = _trained(tiny_llama, tmp_path / "one", settings, (first,))
+    plain = SETTINGS.model_copy(update={"method": "inclora"})
+    other = _trained(tiny_llama, tmp_path / "other", plain, (first,))
+    assert all(torch.equal(one[name], other[name]) for name in other)

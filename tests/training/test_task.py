@@ -12,6 +12,7 @@ from ella_cli.adapter import read_adapter
 from ella_cli.config import MeasureSettings, RunSettings, TrainSettings
 from ella_cli.errors import ModelError, NonFiniteError, SettingsError
 from ella_cli.model.base import load_base
+from ella_cli.past import Past
 from ella_cli.sequence.measure import measure_adapter
 from ella_cli.tasks import load_task
 from ella_cli.training import task as task_module
@@ -155,6 +156,21 @@ def test_a_checkpoint_belongs_to_what_was_trained_before_it(
     run = {**short.model_dump(by_alias=True), "per_device_eval_batch_size": 2, "cells": "figures"}
     asked = RunSettings.model_validate(run)
     assert task_module._checkpoint_folder(base, first, asked, tmp_path / "t") == folders[0]
+    # Nor is the optimizer's name, where two names are one thing.
+    plain = short.model_copy(update={"optim": "adamw"})
+    assert task_module._checkpoint_folder(base, first, plain, tmp_path / "t") == folders[0]
+    past = Past.of([earlier[0]])
+    kept = [
+        task_module._checkpoint_folder(
+            base,
+            replace(first, past=past),
+            TrainSettings(energy="curvature", **one),
+            tmp_path / "t",
+        )
+        for one in ({}, {"optim": "adamw"}, {"lam": 0.0}, {"lam": 0.0, "optim": "adamw"})
+    ]
+    assert kept[0] != kept[1]
+    assert kept[2] == kept[3]
 
 
 def test_any_seed_of_32_bits_trains(tiny_llama: Path, tmp_path: Path) -> None:
