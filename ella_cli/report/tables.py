@@ -229,16 +229,16 @@ def _balance_table(run: RunResults) -> Table:
 
 
 def _value(value: float | None) -> Cell:
-    return None if value is None else f"{value:.3f}"
+    return None if value is None else f"{value:z.3f}"
 
 
 def _interval(interval: Interval | None) -> Cell:
-    return None if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
+    return None if interval is None else f"{interval.low:z.3f} to {interval.high:z.3f}"
 
 
 def _spread(result: Spread | None) -> Cell:
     if result is None:
         return None
     if result.deviation is None:
-        return f"{result.mean:.3f}"
-    return f"{result.mean:.3f} ± {result.deviation:.3f}"
+        return f"{result.mean:z.3f}"
+    return f"{result.mean:z.3f} ± {result.deviation:z.3f}"

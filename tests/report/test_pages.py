@@ -153,6 +153,17 @@ def test_seeds_are_averaged_and_methods_stand_side_by_side(write_run: WriteRun) 
     assert "0.550 ± 0.071" in printed(comparison_table([read_run(run) for run in runs]))
 
 
+def test_nothing_is_written_as_minus_nothing(write_run: WriteRun) -> None:
+    """A change of −0.0001 rounds to a zero, which has no sign."""
+    last = [*MATRIX[-1][:-1], MATRIX[-1][-1]]
+    kept = [list(row) for row in MATRIX[:-1]]
+    for i in range(3):
+        kept[i][i] = last[i] + 1e-4
+    text = printed(comparison_table([read_run(write_run("a", matrix=[*kept, last]))]))
+    assert "0.000" in text
+    assert "-0.000" not in text
+
+
 def test_runs_of_other_settings_are_not_averaged_and_say_what_differs(write_run: WriteRun) -> None:
     runs = [write_run("a"), write_run("b", seed=1)]
     for run, steps in zip(runs, (40, 80), strict=True):
