@@ -8,6 +8,7 @@ them, the old folder lies beside its place and comes back at the next try.
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import json
@@ -17,7 +18,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         path = behind_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _bring_back(path)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        _clear_abandoned(path)
+        temporary, hold = _held_folder(path)
         try:
             temporary.chmod(0o777 & ~_umask())
             yield temporary
@@ -91,6 +93,38 @@ def new_folder(path: Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            os.close(hold)
+
+
+def _held_folder(path: Path) -> tuple[Path, int]:
+    """A new temporary folder for `path`, and a descriptor that says it is at work until closed.
+
+    The lock goes with the process, however it ends.
+    """
+    while True:
+        made = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with suppress(FileNotFoundError):
+            hold = os.open(made, os.O_RDONLY)
+            with suppress(OSError):  # not every network's file system locks folders
+                fcntl.flock(hold, fcntl.LOCK_EX)
+            if Path(made).is_dir():
+                return Path(made), hold
+            # Another process took it for abandoned before it was held.
+            os.close(hold)
+
+
+def _clear_abandoned(path: Path) -> None:
+    """Removes temporary folders of `new_folder(path)` that killed processes left."""
+    for found in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        if not found.is_dir() or found.is_symlink():
+            continue
+        with suppress(OSError):
+            hold = os.open(found, os.O_RDONLY)
+            try:
+                fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(found, ignore_errors=True)
+            finally:
+                os.close(hold)
 
 
 def behind_links(path: Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,39 @@ def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(
         (temporary / "sign").write_text("new")
     assert (folder / "sign").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_what_a_killed_process_left_is_cleared_and_what_another_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "model"
+    write = (
+        "from pathlib import Path; from ella_cli.files import new_folder\n"
+        f"with new_folder(Path({str(target)!r})) as folder:\n"
+        "    (folder / 'part').write_text('x'); print(folder, flush=True); input()"
+    )
+    pipe = subprocess.PIPE
+
+    def begun() -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", write], stdin=pipe, stdout=pipe, text=True
+        )
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (killed, left), (alive, held) = begun(), begun()
+    killed.kill()
+    killed.communicate()
+    assert left.is_dir()
+    with new_folder(target) as folder:
+        assert not left.exists()
+        assert (held / "part").is_file()
+        (folder / "mine").touch()
+    alive.communicate("\n")
+    assert alive.returncode == 0
+    # The last to finish has it.
+    assert {one.name for one in target.iterdir()} == {"part"}
+    assert {one.name for one in tmp_path.iterdir()} == {"model"}
 
 
 def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
