@@ -151,9 +151,9 @@ class OptimFields(Settings):
     gradient_accumulation_steps: int = _field(1, "Micro-batches a step.", panel="Training", ge=1)
     optim: Literal["adamw", "adamw-past", "muon"] = _field(
         "adamw-past",
-        "AdamW in the eigenbasis of the past's curvature, so that what is protected slows nothing "
-        "else down, and plain where there is none; plain AdamW; or Muon at the learning rate that "
-        "fits AdamW.",
+        "adamw-past steps in the eigenbasis of the past's curvature, so that what is protected "
+        "slows nothing else down, and is adamw where there is none; adamw keeps more where steps "
+        "are long, as at 2e-3; muon is Muon at the learning rate that fits AdamW.",
         panel="Training",
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.", panel="Training", gt=0)
