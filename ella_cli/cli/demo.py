@@ -9,14 +9,13 @@ import typer
 
 from ella_cli.cli.output import JsonOption, Output, QuietOption
 
-# Enough to learn the tasks and to see them forgotten; five minutes on two cores.
+# Enough to learn the tasks and to see them forgotten, in minutes on two cores.
 _SETTINGS: dict[str, Any] = {
     "order": "demo",
-    "learning_rate": 2e-3,
     "lr_scheduler_type": "linear",
     "limit_test": 40,
 }
-_STEPS = 30
+_STEPS = 40
 # The first to run trains the first task for both; the second needs no curvature.
 _METHODS: dict[str, dict[str, Any]] = {
     "ella": {"method": "ella", "energy": "curvature", "curvature_rows": 32},
