@@ -115,7 +115,7 @@ def _held_folder(path: Path) -> tuple[Path, int]:
 
 def _clear_abandoned(path: Path) -> None:
     """Removes temporary folders of `new_folder(path)` that killed processes left."""
-    for found in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+    for found in _temporaries(path):
         if not found.is_dir() or found.is_symlink():
             continue
         with suppress(OSError):
@@ -149,9 +149,12 @@ def _resolved(path: Path) -> Path:
 
 def left_behind(path: Path) -> list[Path]:
     """Temporary files of `replacing(path)` that a killed process left."""
+    return [found for found in _temporaries(path) if found.is_file()]
+
+
+def _temporaries(path: Path) -> Iterator[Path]:
     # Eight characters, as mkstemp draws them: `.w.safetensors.….tmp` is not what is left of w.
-    pattern = f".{glob.escape(path.name)}.????????.tmp"
-    return [found for found in path.parent.glob(pattern) if found.is_file()]
+    return path.parent.glob(f".{glob.escape(path.name)}.????????.tmp")
 
 
 def clear_left_behind(parent: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+from rich.console import Console
 
 ORDER = ("dbpedia", "amazon", "yahoo", "agnews")
 MATRIX = (
@@ -124,3 +126,9 @@ def write_manifest(
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ella.json").write_text(json.dumps(manifest | changes))
+
+
+def printed(*shown: object, width: int = 100) -> str:
+    out = StringIO()
+    Console(file=out, width=width).print(*shown)
+    return out.getvalue()
