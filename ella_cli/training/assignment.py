@@ -16,6 +16,7 @@ from ella_cli.model.lora import lora_layers, update_norms
 from ella_cli.past import Past
 from ella_cli.tasks import Task
 from ella_cli.training.manifest import curves, versions
+from ella_cli.training.strength import given_strength
 from ella_cli.training.trainer import TaskTrainer
 
 
@@ -67,6 +68,7 @@ def stage_manifest(
         "lambda": trainer.lam,
         "strength": trainer.strength.facts(),
         "energy": energy_in_force(assignment, settings),
+        "optim": optim_in_force(assignment, settings),
         "seed": settings.seed,
         "rank": settings.lora_rank,
         "scale": scale,
@@ -103,6 +105,17 @@ def energy_in_force(assignment: Assignment, settings: TrainSettings) -> str | No
     if settings.method != "ella" or assignment.past is None:
         return None
     return settings.energy or assignment.past.energy
+
+
+def optim_in_force(assignment: Assignment, settings: TrainSettings) -> str:
+    """The optimizer that steps: `adamw` for `adamw-past` where no curvature is protected.
+
+    With λ = 0 nothing is, and a task is trained as by inclora.
+    """
+    given = given_strength(settings, assignment.order_index)
+    weighs = given is None or given.lam != 0
+    protects = weighs and energy_in_force(assignment, settings) == "curvature"
+    return settings.optim if protects or settings.optim == "muon" else "adamw"
 
 
 def _data_fingerprint(tasks: Sequence[Task]) -> str:

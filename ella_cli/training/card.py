@@ -9,6 +9,8 @@ from ella_cli.config import TrainSettings
 from ella_cli.model.source import adapter_loading, hub_id
 from ella_cli.training.methods import METHODS
 
+_OPTIMIZERS = {"adamw": "AdamW", "adamw-past": "AdamW in the past's eigenbasis", "muon": "Muon"}
+
 
 def model_card(manifest: Mapping[str, Any], settings: TrainSettings) -> str:
     task, base = manifest["task"], manifest["base"]["model"]
@@ -44,7 +46,7 @@ def model_card(manifest: Mapping[str, Any], settings: TrainSettings) -> str:
         "|---|---|",
         f"| rank, alpha, dropout | {settings.lora_rank}, {settings.lora_alpha:g}, "
         f"{settings.lora_dropout:g} |",
-        f"| optimizer | {_optimizer(manifest, settings)}, lr {settings.learning_rate:g} "
+        f"| optimizer | {_OPTIMIZERS[manifest['optim']]}, lr {settings.learning_rate:g} "
         f"{settings.lr_scheduler_type} |",
         f"| global batch | {manifest['batch']['global']} |",
         f"| steps | {manifest['steps']} |",
@@ -55,14 +57,6 @@ def model_card(manifest: Mapping[str, Any], settings: TrainSettings) -> str:
         "Everything else, with fingerprints, curves and versions, is in `ella.json`.",
         "",
     ])  # fmt: skip
-
-
-def _optimizer(manifest: Mapping[str, Any], settings: TrainSettings) -> str:
-    if settings.optim == "muon":
-        return "Muon"
-    protects = manifest["energy"] == "curvature" and manifest["lambda"] != 0
-    turned = settings.optim == "adamw-past" and protects
-    return "AdamW in the past's eigenbasis" if turned else "AdamW"
 
 
 def _ground(manifest: Mapping[str, Any], settings: TrainSettings) -> str:

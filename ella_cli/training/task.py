@@ -24,6 +24,7 @@ from ella_cli.tasks import Task, build_prompt
 from ella_cli.training.assignment import (
     Assignment,
     energy_in_force,
+    optim_in_force,
     stage_manifest,
     stage_seed,
 )
@@ -204,10 +205,7 @@ def _trainer(
             rho=settings.rho,
         )
         progress.note(f"{assignment.name}: {trainer.strength}")
-    # With λ = 0 nothing is protected, and a task is trained as by inclora.
-    weighs = isinstance(trainer.penalty, CurvaturePenalty) and trainer.strength.lam != 0
-    if settings.optim == "adamw-past" and weighs:
-        assert assignment.past is not None
+    if assignment.past is not None and optim_in_force(assignment, settings) == "adamw-past":
         trainer.basis = PastBasis(model, assignment.past)
     if trainer.penalty is None:
         # Nothing to weigh: a first task is the same whatever λ was asked for.
@@ -227,9 +225,7 @@ def _checkpoint_folder(
     # Nor how the weights' precision was asked for, but what it is.
     decide -= FREE | {"dtype"}
     decided = settings.model_dump(mode="json", include=decide)
-    weighs = energy_in_force(assignment, settings) == "curvature" and settings.lam != 0
-    if settings.optim == "adamw-past" and not weighs:
-        decided["optim"] = "adamw"
+    decided["optim"] = optim_in_force(assignment, settings)
     facts = [
         base.fingerprint,
         base.precision,

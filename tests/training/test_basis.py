@@ -17,7 +17,7 @@ from ella_cli.model.base import load_base
 from ella_cli.model.lora import attach_lora, detach_lora, lora_layers, lora_pair
 from ella_cli.past import Past
 from ella_cli.tasks import load_task
-from ella_cli.training.assignment import Assignment
+from ella_cli.training.assignment import Assignment, optim_in_force
 from ella_cli.training.basis import PastBasis, Turned, Turns, leading
 from ella_cli.training.task import train_task
 
@@ -256,3 +256,25 @@ def test_with_lambda_zero_a_task_is_trained_as_by_inclora(
     plain = SETTINGS.model_copy(update={"method": "inclora"})
     other = _trained(tiny_llama, tmp_path / "other", plain, (first,))
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [
+        ({}, "adamw-past"),
+        ({"lambda": 3}, "adamw-past"),
+        ({"lambda": "5,0"}, "adamw"),
+        ({"lambda": 0}, "adamw"),
+        ({"energy": "sum"}, "adamw"),
+        ({"method": "inclora"}, "adamw"),
+        ({"optim": "adamw"}, "adamw"),
+        ({"optim": "muon", "energy": "sum"}, "muon"),
+    ],
+)
+def test_the_turn_is_in_force_where_curvature_is_protected(
+    past: Past, asked: dict[str, object], steps: str
+) -> None:
+    settings = TrainSettings.model_validate(asked)
+    assert optim_in_force(Assignment("second", [], 1, past), settings) == steps
+    first = "muon" if settings.optim == "muon" else "adamw"
+    assert optim_in_force(Assignment("first", []), settings) == first
