@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--stage", type=int, default=2, help="how many tasks are there already")
     parser.add_argument("--penalties", nargs="+", default=["sum:0", "curvature:10"])
     parser.add_argument("--rows", type=int, default=60, help="fresh train rows a task")
+    parser.add_argument("--learning-rate", type=float, help="of the task after them; the run's")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/held-out.json"))
     given = parser.parse_args()
     stages = read_run_stages(given.run)
@@ -87,6 +88,7 @@ def main() -> None:
     for penalty in given.penalties:
         energy, lam, *optim = penalty.split(":")
         values = {"energy": energy, "lam": float(lam), "curvature_rows": 0, "method": "ella"}
+        values["learning_rate"] = given.learning_rate or settings.learning_rate
         asked = settings.model_copy(update=values | {"optim": (optim or [settings.optim])[0]})
         assignment = Assignment(
             tasks[-1].spec.name, tasks[-1:], given.stage, Past.of(earlier), tuple(earlier)
