@@ -49,19 +49,7 @@ def _truth(b: Tensor, a: Tensor, terms: list[Kronecker], scale: float) -> tuple[
     return value.detach(), *torch.autograd.grad(value, (b, a))
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-            ],
-        ),
-    ],
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(
     ("shape", "rank", "tasks"),
     [((37, 29), 4, 1), ((11, 29), 3, 3), ((1, 29), 2, 2), ((29, 1), 2, 1), ((5, 5), 9, 2)],

@@ -37,7 +37,6 @@ def test_cudnn_attention_is_switched_off_and_no_other() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("cudnn_attention")
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_model_on_cuda_attends_without_cudnn(tiny_llama: Path) -> None:
     load_base(str(tiny_llama), device="cuda")
     assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -24,7 +24,6 @@ _SETTINGS = TrainSettings(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("optim", ["adamw", "adamw-past"])
 def test_two_tasks_on_cuda_are_those_of_the_cpu(
     tiny_llama: Path, tmp_path: Path, optim: str
