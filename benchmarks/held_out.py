@@ -72,11 +72,12 @@ def main() -> None:
     parser.add_argument("--stage", type=int, default=2, help="how many tasks are there already")
     parser.add_argument("--penalties", nargs="+", default=["sum:0", "curvature:10"])
     parser.add_argument("--rows", type=int, default=60, help="fresh train rows a task")
-    parser.add_argument("--learning-rate", type=float, help="of the task after them; the run's")
+    parser.add_argument("--learning-rate", type=float, help="of that task; by default the run's")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/held-out.json"))
     given = parser.parse_args()
     stages = read_run_stages(given.run)
     settings = RunSettings.model_validate(read_json(given.run / "run.json")["settings"])
+    rate = given.learning_rate or settings.learning_rate
     earlier = [one for one in stages.adapters[: given.stage] if one is not None]
     tasks = [
         with_unseen_rows(name, settings, given.data, given.rows)
@@ -88,7 +89,7 @@ def main() -> None:
     for penalty in given.penalties:
         energy, lam, *optim = penalty.split(":")
         values = {"energy": energy, "lam": float(lam), "curvature_rows": 0, "method": "ella"}
-        values["learning_rate"] = given.learning_rate or settings.learning_rate
+        values["learning_rate"] = rate
         asked = settings.model_copy(update=values | {"optim": (optim or [settings.optim])[0]})
         assignment = Assignment(
             tasks[-1].spec.name, tasks[-1:], given.stage, Past.of(earlier), tuple(earlier)
@@ -103,7 +104,8 @@ def main() -> None:
             row["predicted"] = {one.task: one.nats for one in rises_of(adapter, Past.of(earlier))}
         rows.append(row)
         print(row, flush=True)
-    write_json(given.out, {"rows": given.rows, "versions": versions(), "penalties": rows})
+    facts = {"rows": given.rows, "learning_rate": rate, "versions": versions()}
+    write_json(given.out, facts | {"penalties": rows})
 
 
 if __name__ == "__main__":

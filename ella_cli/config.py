@@ -152,8 +152,9 @@ class OptimFields(Settings):
     optim: Literal["adamw", "adamw-past", "muon"] = _field(
         "adamw-past",
         "adamw-past steps in the eigenbasis of the past's curvature, so that what is protected "
-        "slows nothing else down, and is adamw where there is none; adamw keeps more where steps "
-        "are long, as at 2e-3; muon is Muon at the learning rate that fits AdamW.",
+        "slows nothing else down, and is adamw where there is none; adamw learns less, and keeps "
+        "more of some tasks where steps are long; muon is Muon at the learning rate that fits "
+        "AdamW.",
         panel="Training",
     )
     learning_rate: float = _field(1e-3, "Peak learning rate.", panel="Training", gt=0)

@@ -102,7 +102,7 @@ def stage_manifest(
 
 def energy_in_force(assignment: Assignment, settings: TrainSettings) -> str | None:
     """What the penalty protects; None for methods that have no choice of it, and a first task."""
-    if settings.method != "ella" or assignment.past is None:
+    if settings.method != "ella" or assignment.past is None or not assignment.past.tasks:
         return None
     return settings.energy or assignment.past.energy
 

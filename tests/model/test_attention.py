@@ -66,6 +66,11 @@ def test_gradients_are_those_of_the_other_kernels(
     rows = [{"input_ids": [5, 6, 7, 8], "labels": [8]}, {"input_ids": [9, 4], "labels": [4]}]
     trained = [one for one in model.parameters() if one.requires_grad]
 
+    seen: list[bool] = []
+    base.model.register_forward_pre_hook(
+        lambda *_: seen.append(torch.backends.cuda.flash_sdp_enabled())
+    )
+
     def gradients() -> list[Tensor]:
         logits, labels = base.answer_logits(base.collator()(rows))
         loss = torch.nn.functional.cross_entropy(logits, labels)
@@ -75,6 +80,7 @@ def test_gradients_are_those_of_the_other_kernels(
     monkeypatch.setattr("ella_cli.model.attention._PLAIN_UP_TO", 0)
     flash = gradients()
     detach_lora(model)
+    assert seen == [False, True]
     assert any(one.abs().max() > 0 for one in plain)
     for one, other in zip(plain, flash, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
