@@ -21,22 +21,21 @@ from ella_cli.model.base import load_base
 from ella_cli.model.lora import attach_lora
 from ella_cli.training.manifest import versions
 
+_BATCH = 8
 _KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "plain": SDPBackend.MATH}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tokens", nargs="+", type=int, default=[40, 72, 128, 160, 300])
-    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=4)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    base = load_base(asked.model, device="cpu")
+    base = load_base("smollm2", device="cpu")
     model = attach_lora(base, TrainSettings(), seed=0).train()
-    print(f"{base.source}, {base.precision}, batch of {asked.batch}, 1 thread, {versions()}")
+    print(f"{base.source}, {base.precision}, batch of {_BATCH}, 1 thread, {versions()}")
     for tokens in asked.tokens:
-        ids = torch.randint(len(base.tokenizer), (asked.batch, tokens)).tolist()
+        ids = torch.randint(len(base.tokenizer), (_BATCH, tokens)).tolist()
         batch = base.collator()([{"input_ids": row, "labels": row[-2:]} for row in ids])
         batch.pop("labels")
         batch.pop("shift_labels", None)

@@ -278,3 +278,5 @@ def test_the_turn_is_in_force_where_curvature_is_protected(
     assert optim_in_force(Assignment("second", [], 1, past), settings) == steps
     first = "muon" if settings.optim == "muon" else "adamw"
     assert optim_in_force(Assignment("first", []), settings) == first
+    emptied = Assignment("second", [], 1, Past.of([]))
+    assert optim_in_force(emptied, settings.model_copy(update={"energy": "curvature"})) == first
