@@ -300,12 +300,19 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 def check_weights(model: nn.Module, task: str) -> None:
     """
     Raises:
-        NonFiniteError: a trained weight is NaN or infinite.
+        NonFiniteError: a trained weight is NaN or infinite, or the product of two is beyond f32.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not bool(parameter.isfinite().all()):
             raise NonFiniteError(
                 f"{task}: {name} is NaN or infinite after the last step",
+                hint="lower --learning-rate",
+            )
+    # A loss can stay a number all the way: softmax of huge scores does.
+    for name, norm in update_norms(model).items():
+        if not math.isfinite(norm):
+            raise NonFiniteError(
+                f"{task}: the update of {name} is too large for f32 after the last step",
                 hint="lower --learning-rate",
             )
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from ella_cli.adapter import read_adapter
-from ella_cli.config import TrainSettings
-from ella_cli.errors import SettingsError
+from ella_cli.config import LoraFields, TrainSettings
+from ella_cli.errors import NonFiniteError, SettingsError
 from ella_cli.model.base import load_base
+from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
 from ella_cli.tasks import load_task
 from ella_cli.training.assignment import Assignment
 from ella_cli.training.task import train_task
-from ella_cli.training.trainer import build_trainer
+from ella_cli.training.trainer import build_trainer, check_weights
 
 
 def _one_step(model: Path, folder: Path, optim: str) -> list[torch.Tensor]:
@@ -88,3 +89,18 @@ def test_a_task_is_trained_on_the_gpu_that_was_named(tiny_llama: Path, tmp_path:
     train_task(base, Assignment(task.spec.name, [task]), settings, tmp_path / "adapter")
     assert base.device == torch.device("cuda:1")
     assert torch.cuda.max_memory_allocated(0) == before
+
+
+@pytest.mark.parametrize(("size", "words"), [(1e20, "too large for f32"), (math.nan, "is NaN")])
+def test_weights_that_no_loss_told_of_are_refused(
+    size: float, words: str, tiny_llama: Path
+) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    model = attach_lora(base, LoraFields(lora_rank=2), seed=0)
+    check_weights(model, "colours")
+    for layer in lora_layers(model).values():
+        b, _, _ = lora_pair(layer)
+        with torch.no_grad():
+            b.fill_(size)
+    with pytest.raises(NonFiniteError, match=words):
+        check_weights(model, "colours")
