@@ -271,7 +271,7 @@ def _run(
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         # The last step's weights have met no loss that would tell.
-        check_weights(model, assignment.name)
+        check_weights(model, trainer.state.global_step)
     except NonFiniteError as error:
         if not hasattr(trainer, "good"):
             raise

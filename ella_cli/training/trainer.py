@@ -109,6 +109,8 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # Weights that have met no loss yet: nothing is to go on from such as are no numbers.
+        check_weights(model, self.state.global_step)
         name = f"checkpoint-{self.state.global_step}"
         folder = Path(str(self.args.output_dir)) / name
         wait = self.accelerator.wait_for_everyone
@@ -297,22 +299,25 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def check_weights(model: nn.Module, task: str) -> None:
+def check_weights(model: nn.Module, step: int) -> None:
     """
+    Args:
+        step: the last one taken.
+
     Raises:
         NonFiniteError: a trained weight is NaN or infinite, or the product of two is beyond f32.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not bool(parameter.isfinite().all()):
             raise NonFiniteError(
-                f"{task}: {name} is NaN or infinite after the last step",
+                f"{name} is NaN or infinite after step {step}",
                 hint="lower --learning-rate",
             )
     # A loss can stay a number all the way: softmax of huge scores does.
     for name, norm in update_norms(model).items():
         if not math.isfinite(norm):
             raise NonFiniteError(
-                f"{task}: the update of {name} is too large for f32 after the last step",
+                f"the update of {name} is too large for f32 after step {step}",
                 hint="lower --learning-rate",
             )
 
