@@ -3,8 +3,8 @@
     python -m benchmarks.short_attention [--tokens 40 72 128 160 300] [--rounds 4]
 
 One step is forward and backward of SmolLM2 with LoRA of rank 8 on q and v, 8 rows of random tokens.
-The kernels take turns; the clock is the processor time of one thread. Plain products are the faster
-ones for short rows and are not used (benchmarks/results/training-step.md says why).
+The kernels take turns; the clock is the processor time of one thread. `_PLAIN_UP_TO` in
+ella_cli/model/attention.py is below where they cross.
 """
 
 from __future__ import annotations

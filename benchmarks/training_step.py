@@ -32,6 +32,7 @@ from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.config import TrainSettings
 from ella_cli.curvature import COLUMNS, DIRECTIONS
 from ella_cli.kernels import Kronecker
+from ella_cli.model.attention import short_attention
 from ella_cli.model.base import load_base
 from ella_cli.model.lora import attach_lora, lora_layers, lora_pair
 from ella_cli.past import Past, accumulate
@@ -79,7 +80,8 @@ def seconds(
 ) -> float:
     clock = _clock(model.device)
     begun = clock()
-    logits = model(**inputs).logits.float()  # (positions of answers, V)
+    with short_attention(inputs["input_ids"]):
+        logits = model(**inputs).logits.float()  # (positions of answers, V)
     loss = logits.logsumexp(dim=-1).mean()
     if penalty is not None:
         loss = loss + 1e-9 * penalty()

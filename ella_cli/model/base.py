@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ella_cli import processes
 from ella_cli.errors import ModelError, SettingsError
+from ella_cli.model.attention import leave_cudnn_attention, short_attention
 from ella_cli.model.source import model_errors, resolve_source
 from ella_cli.names import is_nameable
 from ella_cli.tasks.batches import IGNORED, Collator, Encoder
@@ -83,7 +84,8 @@ class Base:
         inputs = {name: value.to(self.device) for name, value in batch.items()}
         labels = inputs.pop("labels").flatten()
         inputs.pop("shift_labels", None)
-        logits = self.model(**inputs).logits.float().flatten(0, -2)
+        with short_attention(inputs["input_ids"]):
+            logits = self.model(**inputs).logits.float().flatten(0, -2)
         answers = labels != IGNORED
         return logits[answers], labels[answers]
 
@@ -221,15 +223,6 @@ def _sample(weight: Tensor) -> Tensor:
     # bf16 first, so that an fp32 and a bf16 load of the same file agree to the bit.
     sampled: Tensor = flat[::stride].to(torch.bfloat16).to("cpu", torch.float32)  # (~1024,)
     return sampled
-
-
-def leave_cudnn_attention() -> None:
-    """Lets CUDA attend through the other kernels, for the whole process.
-
-    With a mask, and so with any padding, cuDNN's gradient is NaN at some lengths (pytorch#196678);
-    13 of the first 44 runs on an H100 ended so (docs/results.md).
-    """
-    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def device_of(name: str, *, here: bool = False) -> torch.device:

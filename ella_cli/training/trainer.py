@@ -21,6 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from ella_cli.config import TrainSettings
 from ella_cli.errors import NonFiniteError, SettingsError
+from ella_cli.model.attention import short_attention
 from ella_cli.model.base import Base
 from ella_cli.model.lora import update_norms
 from ella_cli.tasks.batches import IGNORED
@@ -58,7 +59,8 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
     ) -> Any:
         # Trainer has counted them; the model would pass them on to every layer.
         inputs.pop("shift_labels", None)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with short_attention(inputs["input_ids"]):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None

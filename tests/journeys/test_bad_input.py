@@ -236,16 +236,14 @@ def test_t5_in_fp16(refused: Refused, here: Path, tiny_t5: Path) -> None:
 
 
 # After one step no loss has met the weights.
-@pytest.mark.parametrize(
-    ("steps", "words"), [(20, "the loss became"), (1, "too large for f32 after step 1")]
-)
+@pytest.mark.parametrize(("steps", "words"), [(20, "the loss became"), (1, "after step 1;")])
 def test_numbers_that_overflow_keep_the_last_good_state(
     steps: int, words: str, refused: Refused, here: Path, tiny_llama: Path
 ) -> None:
     import torch
     from safetensors.torch import load_file
 
-    wild = ("--learning-rate", 1e20, "--max-grad-norm", 1e20, "--max-steps", steps, "-q")
+    wild = ("--learning-rate", 1e38, "--max-grad-norm", 1e20, "--max-steps", steps, "-q")
     train = ("train", *TASK, "--model", tiny_llama, *SHORT, *wild)
     # The adapter that was there is not touched.
     said = refused(*train, "-o", "llama", leaves=("llama.last-good",))

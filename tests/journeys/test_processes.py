@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,14 +77,20 @@ def test_a_penalty_too_large_for_one_process_stops_both(
 
     train = ("train", "--model", tiny_llama, *SAME, "--curvature-rows", 0)
     ella(*train, "--task", "tasks/animals", "-o", "first")
-    weights = load_file(tmp_path / "first/adapter_model.safetensors")
-    names = [name for name in weights if "lora_B" in name]
-    # Of the modules, each process takes every other one.
-    weights[names[0]] *= 1e25
-    save_file(weights, tmp_path / "first/adapter_model.safetensors", {"format": "pt"})
-    ella("accumulate", "first", "--past", "past.safetensors", "--energy", "sum")
+    shutil.copytree(tmp_path / "first", tmp_path / "back")
+    # Of the modules, each process takes every other one. Through weights so large no gradient
+    # would come: two updates take them back and leave their energy.
+    for folder, size in (("first", 1e25), ("back", -1e25)):
+        file = tmp_path / folder / "adapter_model.safetensors"
+        weights = load_file(file)
+        name = next(name for name in weights if "lora_B" in name)
+        weights[name] *= size
+        save_file(weights, file, {"format": "pt"})
+    past = ("--past", "past.safetensors")
+    as_matrices = ("--energy", "abs", "--store", "dense")
+    ella("accumulate", "first", "back", *past, *as_matrices, "--force")
     done = _two_processes(
-        tmp_path, *train, "--task", "tasks/colours", "--past", "past.safetensors", "-o", "second",
+        tmp_path, *train, "--task", "tasks/colours", *past, "-o", "second",
         "--lambda", 1, "--per-device-train-batch-size", 4,
     )  # fmt: skip
     assert done.returncode != 0

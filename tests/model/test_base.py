@@ -4,48 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from ella_cli.config import LoraFields, TrainSettings, resolve_settings
 from ella_cli.errors import ModelError, SettingsError
 from ella_cli.evaluate.decode import generate_answers, rank_labels
-from ella_cli.model.base import device_of, leave_cudnn_attention, load_base
+from ella_cli.model.base import device_of, load_base
 from ella_cli.model.lora import attach_lora, detach_lora
 from ella_cli.tasks.prompt import Prompt
-
-
-@pytest.fixture
-def cudnn_attention() -> Iterator[None]:
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    yield
-    torch.backends.cuda.enable_cudnn_sdp(before)
-
-
-@pytest.mark.usefixtures("cudnn_attention")
-def test_cudnn_attention_is_switched_off_and_no_other() -> None:
-    leave_cudnn_attention()
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
-    assert torch.backends.cuda.flash_sdp_enabled()
-    assert torch.backends.cuda.mem_efficient_sdp_enabled()
-    assert torch.backends.cuda.math_sdp_enabled()
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("cudnn_attention")
-def test_a_model_on_cuda_attends_without_cudnn(tiny_llama: Path) -> None:
-    load_base(str(tiny_llama), device="cuda")
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
-
-
-@pytest.mark.usefixtures("cudnn_attention")
-def test_a_model_on_the_cpu_leaves_it_alone(tiny_llama: Path) -> None:
-    load_base(str(tiny_llama), device="cpu")
-    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_prompts_are_cut_to_the_positions_a_model_has(tiny_gpt2: Path, tiny_t5: Path) -> None:

@@ -52,6 +52,18 @@ def test_a_step_of_muon_is_orthogonal_and_no_larger_than_adamws_first(
         assert one.square().mean().sqrt() < other.square().mean().sqrt()
 
 
+def test_short_rows_are_learned_by_plain_attention(tiny_llama: Path, tmp_path: Path) -> None:
+    base = load_base(str(tiny_llama), dtype="float32", device="cpu")
+    flash: list[bool] = []
+    base.model.register_forward_pre_hook(
+        lambda *_: flash.append(torch.backends.cuda.flash_sdp_enabled())
+    )
+    settings = TrainSettings(max_steps=2, limit=16, max_source_length=100, curvature_rows=0)
+    task = load_task("demo-topic", limit=16)
+    train_task(base, Assignment(task.spec.name, [task]), settings, tmp_path / "adapter")
+    assert flash == [False, False]
+
+
 def test_muon_refuses_what_is_no_matrix(tmp_path: Path, tiny_llama: Path) -> None:
     base = load_base(str(tiny_llama), dtype="float32", device="cpu")
     with pytest.raises(SettingsError, match=r"Muon orthogonalises matrices, and weight has 4"):
