@@ -30,7 +30,7 @@ from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature_file import write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.config import TrainSettings
-from ella_cli.curvature import COLUMNS, DIRECTIONS
+from ella_cli.curvature import DIRECTIONS, INPUT_COLUMNS, OUTPUT_COLUMNS
 from ella_cli.kernels import Kronecker
 from ella_cli.model.attention import short_attention
 from ella_cli.model.base import load_base
@@ -62,7 +62,7 @@ def synthetic_past(model: nn.Module, tasks: int, folder: Path) -> Past:
                 torch.randn(columns, CURVATURE_RANK) * fall,
                 u_floor=1e-2,
                 v_floor=1e-2,
-                directions=torch.randn(DIRECTIONS, COLUMNS, COLUMNS),
+                directions=torch.randn(DIRECTIONS, OUTPUT_COLUMNS, INPUT_COLUMNS),
             )
             for name, (rows, columns) in shapes.items()
         }

@@ -9,14 +9,20 @@ docs/method.md derives the estimate; `adapter.curvature` keeps it, `kernels.curv
 
 from __future__ import annotations
 
-from ella_cli.curvature.directions import COLUMNS, DIRECTIONS, basis_columns
+from ella_cli.curvature.directions import (
+    DIRECTIONS,
+    INPUT_COLUMNS,
+    OUTPUT_COLUMNS,
+    basis_columns,
+)
 from ella_cli.curvature.learned import importance_of
 from ella_cli.curvature.measure import LOOKS, SHRINKAGE, Measured, measure_curvature
 
 __all__ = [
-    "COLUMNS",
     "DIRECTIONS",
+    "INPUT_COLUMNS",
     "LOOKS",
+    "OUTPUT_COLUMNS",
     "SHRINKAGE",
     "Measured",
     "basis_columns",

@@ -69,11 +69,11 @@ def held_curvature(
     """
     of_modules = [m * min(rank, m) + n * min(rank, n) for m, n in shapes.values()]
     factors = tasks * sum(of_modules)
-    basis = [
-        min(basis_columns(numbers), rank, m) * min(basis_columns(numbers), rank, n)
-        for numbers, (m, n) in zip(of_modules, shapes.values(), strict=True)
-    ]
-    directions = tasks * min(DIRECTIONS, rows) * sum(basis)
+    basis = 0
+    for numbers, (m, n) in zip(of_modules, shapes.values(), strict=True):
+        of_u, of_v = basis_columns(numbers)
+        basis += min(of_u, rank, m) * min(of_v, rank, n)
+    directions = tasks * min(DIRECTIONS, rows) * basis
     numbers = factors + directions
     # Every factor is read twice, each time for a product with R columns; directions with one.
     flops = 8 * lora_rank * factors + 4 * directions
