@@ -25,8 +25,8 @@ from ella_cli.curvature.tokens import Tokens, not_finite
 from ella_cli.kernels import Kronecker
 
 # A module's inputs lie in few directions, most of them along their mean; the gradients at its
-# outputs in many. 64 columns of G's and 8 of C's leave 2 to 6 % of what an update does unseen where
-# 32 of either leave 11 to 15, in half the room (docs/decisions/0011). For SmolLM2 3.9 MB a task,
+# outputs in many. 64 columns of G's and 8 of C's leave 2 to 7 % of what an update does unseen where
+# 32 of either leave 10 to 14, in half the room (docs/decisions/0011). For SmolLM2 3.9 MB a task,
 # half of what the factors take.
 OUTPUT_COLUMNS, INPUT_COLUMNS, DIRECTIONS = 64, 8, 64
 

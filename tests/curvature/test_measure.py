@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ella_cli.config import LoraFields
-from ella_cli.curvature import SHRINKAGE, measure_curvature, sketch
+from ella_cli.curvature import (
+    DIRECTIONS,
+    INPUT_COLUMNS,
+    OUTPUT_COLUMNS,
+    SHRINKAGE,
+    basis_columns,
+    measure_curvature,
+    sketch,
+)
 from ella_cli.curvature.estimate import fisher_probe
 from ella_cli.kernels import Kronecker
 from ella_cli.model.base import Base, load_base
@@ -155,6 +163,18 @@ def test_few_directions_hold_what_matters_most(base: Base, monkeypatch: pytest.M
     assert few < more < whole
     # More than an even share of them.
     assert few > whole / 4
+
+
+def test_directions_take_no_more_room_than_the_factors() -> None:
+    before = (0, 0)
+    for numbers in (1, 60, 500, 5_000, 20_000, 49_152, 1_000_000):
+        rows, columns = basis_columns(numbers)
+        assert DIRECTIONS * rows * columns <= max(numbers, DIRECTIONS)
+        assert before[0] <= rows <= OUTPUT_COLUMNS
+        assert before[1] <= columns <= INPUT_COLUMNS
+        before = rows, columns
+    # v of SmolLM2: 64 columns of 192 and of 576.
+    assert basis_columns(64 * (192 + 576)) == (OUTPUT_COLUMNS, INPUT_COLUMNS)
 
 
 def test_wide_modules_are_measured_alike(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
