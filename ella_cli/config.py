@@ -73,7 +73,10 @@ def optim_in_effect(settings: Mapping[str, Any]) -> Any:
             had AdamW.
     """
     asked = settings.get("optim", "adamw")
-    protects = settings.get("method") == "ella" and settings.get("lambda") != 0
+    lam = settings.get("lambda")
+    # Of a list the first is of the first task, which has nothing to protect.
+    later = lam[1:] if isinstance(lam, list | tuple) else [lam]
+    protects = settings.get("method") == "ella" and any(one != 0 for one in later)
     curvature = settings.get("energy") not in _OF_COORDINATES and settings.get("curvature_rows")
     return "adamw" if asked == "adamw-past" and not (protects and curvature) else asked
 

@@ -6,9 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ella_cli.config import optim_in_effect
 from ella_cli.report import (
     comparison_table,
     make_report,
@@ -165,3 +167,23 @@ def test_forgetting_of_fewer_cells_is_a_lower_bound_and_never_averaged_with_one_
     report = make_report([runs[1], alike])
     assert report.json["comparison"][0]["figures"]["forgetting"]["seeds"] == 2
     assert said in markdown.render(report.document)
+
+
+@pytest.mark.parametrize(
+    ("settings", "optim"),
+    [
+        ({}, "adamw-past"),
+        ({"lambda": "auto"}, "adamw-past"),
+        ({"lambda": [0, "auto", 0]}, "adamw-past"),
+        ({"lambda": 0}, "adamw"),
+        # The first task has nothing to protect.
+        ({"lambda": [10, 0, 0]}, "adamw"),
+        ({"energy": "sum"}, "adamw"),
+        ({"curvature_rows": 0}, "adamw"),
+        ({"method": "inclora"}, "adamw"),
+        ({"optim": "muon", "lambda": 0}, "muon"),
+    ],
+)
+def test_the_optimizer_in_effect(settings: dict[str, Any], optim: str) -> None:
+    asked = {"method": "ella", "optim": "adamw-past", "curvature_rows": 64, **settings}
+    assert optim_in_effect(asked) == optim
