@@ -41,13 +41,13 @@ class Curvature:
 
     Attributes:
         keys: module -> the names of U, V and, where it has directions, R in the file.
-        rank: columns used of each factor, of the largest eigenvalues; None for all.
+        ranks: columns used of each U and of each V, of the largest eigenvalues; None for all.
     """
 
     record: CurvatureRecord
     file: TensorFile = field(repr=False)
     keys: Mapping[str, tuple[str, ...]] = field(repr=False)
-    rank: int | None = None
+    ranks: tuple[int, int] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,16 +73,20 @@ class Curvature:
         """Dtype and shape of a factor, or of directions, as they are used."""
         stored = self.file.entries[key]
         first, *columns = stored.shape
-        used = (one if self.rank is None else min(one, self.rank) for one in columns)
+        used = (len(range(one)[cut]) for one, cut in zip(columns, self._cuts(key), strict=True))
         return Entry(stored.dtype, (first, *used))
 
     def factor(self, key: str) -> Tensor:
         """(M or N, K), or directions (D, K, K'), in the file's dtype."""
-        whole = self.file.read(key)
-        return whole[:, *[slice(self.rank)] * (whole.ndim - 1)].contiguous()
+        return self.file.read(key)[:, *self._cuts(key)].contiguous()
 
-    def truncated(self, rank: int) -> Curvature:
-        """The same with at most `rank` columns of each factor, and the directions within them.
+    def _cuts(self, key: str) -> list[slice]:
+        """Which columns are used of U, of V, or of R in both."""
+        of_u, of_v = (slice(rank) for rank in self.ranks or (None, None))
+        return {"U": [of_u], "V": [of_v], "R": [of_u, of_v]}[key.rpartition(".")[2]]
+
+    def truncated(self, of_u: int, of_v: int) -> Curvature:
+        """The same with at most so many columns of U and of V, and the directions within them.
 
         What the others held of G and C is spread evenly, so that the traces stay; the record says
         how much.
@@ -92,13 +96,15 @@ class Curvature:
         """
         dropped, floors = {}, {}
         for name, (u_key, v_key, *_) in self.keys.items():
-            g, c = (tail[min(rank, len(tail) - 1)] for tail in self.tails(name))
+            tails = zip(self.tails(name), (of_u, of_v), strict=True)
+            g, c = (tail[min(rank, len(tail) - 1)] for tail, rank in tails)
             dropped[name] = (g, c)
-            u, v = (_each_past(self.factor(key), rank) for key in (u_key, v_key))
+            u = _each_past(self.factor(u_key), of_u)
+            v = _each_past(self.factor(v_key), of_v)
             gamma, kappa = self.record.floors_of(name)
             floors[name] = (gamma + u, kappa + v)
         record = replace(self.record, dropped=dropped).with_floors(floors)
-        less = replace(self, rank=rank, record=record)
+        less = replace(self, ranks=(of_u, of_v), record=record)
         return replace(less, record=replace(record, digest=_digest(less)))
 
     def tails(self, name: str) -> tuple[list[float], list[float]]:

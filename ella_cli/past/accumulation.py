@@ -251,18 +251,16 @@ def _with_less_curvature(change: Change) -> Change:
     size = sum(one.nbytes for one in fitted)
     if fitted == change.curvatures and size <= change.dense_bytes:
         return change
-    factors = [
-        (one.entry(key).shape[1], share)
-        for one in fitted
-        for name, names in one.keys.items()
-        for key, share in zip(names[:2], one.record.dropped.get(name, (0.0, 0.0)), strict=True)
-    ]
-    ranks, shares = zip(*factors, strict=True)
+    modules = [(one, name, names) for one in fitted for name, names in one.keys.items()]
+    of_g, of_c = (
+        max(one.entry(names[side]).shape[1] for one, _, names in modules) for side in (0, 1)
+    )
+    shares = [s for one, name, _ in modules for s in one.record.dropped.get(name, (0.0, 0.0))]
     note = (
         f"curvature of {len(fitted)} tasks takes {_size(size)}, W_past as matrices "
-        f"{_size(change.dense_bytes)}: up to {max(ranks)} eigenvectors a factor are kept, and of "
-        f"the traces {statistics.fmean(shares):.1%} in the mean and at most {max(shares):.1%} "
-        "cut off"
+        f"{_size(change.dense_bytes)}: up to {of_g} eigenvectors of a G and {of_c} of a C are "
+        f"kept, and of the traces {statistics.fmean(shares):.1%} in the mean and at most "
+        f"{max(shares):.1%} cut off"
     )
     both = zip(change.curvatures, fitted, strict=True)
     narrowed = [new for old, new in both if new.basis < old.basis]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import statistics
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ella_cli.adapter.curvature import Curvature, check_version, curvature_keys
 from ella_cli.adapter.curvature_record import CurvatureRecord
@@ -81,50 +81,74 @@ def curvature_layout(curvatures: Sequence[Curvature]) -> dict[str, Entry]:
 
 
 def fit_curvatures(curvatures: Sequence[Curvature], room: int) -> tuple[Curvature, ...]:
-    """The curvatures, cut to one rank for all so that they fit into `room` bytes.
+    """The curvatures, cut to one rank of G for all so that they fit into `room` bytes.
 
-    Each keeps as many columns as it needs for `MOST_DROPPED`, whatever that rank and the room. What
-    was cut off before stays off: an early task may have fewer columns than a late one.
+    Of C each keeps as many columns as lose no larger a share of its trace: inputs need far fewer
+    than outputs. Each keeps as many columns as it needs for `MOST_DROPPED`, whatever that rank and
+    the room. What was cut off before stays off: an early task may have fewer than a late one.
 
     Raises:
         AdapterError: one that must be truncated is damaged.
     """
     if sum(one.nbytes for one in curvatures) <= room:
         return tuple(curvatures)
-    least = [_least_rank(one) for one in curvatures]
+    spectra = [_Spectra.of(one) for one in curvatures]
+    least = [one.least() for one in spectra]
 
-    def ranks(rank: int) -> list[int]:
-        return [max(rank, one) for one in least]
+    def ranks(rank: int) -> list[tuple[int, int]]:
+        return [one.ranks(max(rank, few)) for one, few in zip(spectra, least, strict=True)]
 
-    widest = max(_width(one) for one in curvatures)
+    widest = max(one.whole[0] for one in spectra)
     fits = bisect_right(range(1, widest + 1), room, key=lambda r: _bytes_at(curvatures, ranks(r)))
     return tuple(
-        one.truncated(rank) if rank < _width(one) else one
-        for one, rank in zip(curvatures, ranks(fits), strict=True)
+        one if pair == spectrum.whole else one.truncated(*pair)
+        for one, spectrum, pair in zip(curvatures, spectra, ranks(fits), strict=True)
     )
 
 
-def _width(curvature: Curvature) -> int:
-    """Columns of the widest factor."""
-    keys = [key for names in curvature.keys.values() for key in names]
-    return max((curvature.entry(key).shape[1] for key in keys), default=0)
+@dataclass(frozen=True)
+class _Spectra:
+    """What is cut off of a task's G and C past 0, 1, 2, … columns, in the mean of its modules.
+
+    Attributes:
+        g, c: shares of the traces, falling; what was cut off before is in them.
+    """
+
+    g: Sequence[float]
+    c: Sequence[float]
+
+    @classmethod
+    def of(cls, curvature: Curvature) -> _Spectra:
+        sides = zip(*(curvature.tails(name) for name in curvature.names), strict=True)
+        return cls(*([statistics.fmean(at) for at in _lengthened(tails)] for tails in sides))
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """Columns of the widest U and of the widest V."""
+        return len(self.g) - 1, len(self.c) - 1
+
+    def ranks(self, rank: int) -> tuple[int, int]:
+        """Columns of U and of V; of V the fewest that keep as large a share."""
+        widest, most = self.whole
+        rank = min(rank, widest)
+        # But for rounding.
+        share = self.g[rank] * 1.001
+        return rank, next((k for k, gone in enumerate(self.c) if k and gone <= share), most)
+
+    def least(self) -> int:
+        """The fewest columns of U with which no more than `MOST_DROPPED` is cut off; else all."""
+        enough = (k for k, share in enumerate(self.g) if k and share <= MOST_DROPPED)
+        return next(enough, self.whole[0])
 
 
-def _least_rank(curvature: Curvature) -> int:
-    """The fewest columns with which no more than `MOST_DROPPED` is cut off; else all there are."""
-    tails = [tail for name in curvature.names for tail in curvature.tails(name)]
-    widest = _width(curvature)
-    for rank in range(1, widest):
-        if statistics.fmean(tail[min(rank, len(tail) - 1)] for tail in tails) <= MOST_DROPPED:
-            return rank
-    return widest
+def _lengthened(tails: Sequence[Sequence[float]]) -> Iterator[tuple[float, ...]]:
+    """By number of columns: each module's share, its last one where it has no more columns."""
+    for columns in range(max(map(len, tails))):
+        yield tuple(tail[min(columns, len(tail) - 1)] for tail in tails)
 
 
-def _bytes_at(curvatures: Sequence[Curvature], ranks: Sequence[int]) -> int:
-    return sum(
-        replace(one, rank=min(rank, one.rank or rank)).nbytes
-        for one, rank in zip(curvatures, ranks, strict=True)
-    )
+def _bytes_at(curvatures: Sequence[Curvature], ranks: Sequence[tuple[int, int]]) -> int:
+    return sum(replace(one, ranks=pair).nbytes for one, pair in zip(curvatures, ranks, strict=True))
 
 
 def copy_curvatures(curvatures: Sequence[Curvature], writer: TensorFileWriter) -> None:
@@ -137,7 +161,7 @@ def copy_curvatures(curvatures: Sequence[Curvature], writer: TensorFileWriter) -
         _ = curvature.verified
     for _, curvature, key in _tensors(curvatures):
         entry = curvature.file.entries[key]
-        if curvature.rank is None:
+        if curvature.ranks is None:
             writer.copy(curvature.file, entry.start, entry.stop)
         else:
             writer.write(curvature.factor(key))

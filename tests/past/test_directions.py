@@ -26,12 +26,13 @@ __all__ = ["three"]
 def test_cut_columns_take_their_part_of_the_directions_along(three: list[Path]) -> None:
     whole = read_curvature(read_adapter(three[0]))
     assert whole is not None
-    cut = whole.truncated(2)
+    cut = whole.truncated(2, 1)
     own, less = whole.kronecker(Q), cut.kronecker(Q)
     assert own.directions is not None
     assert less.directions is not None
     assert own.directions.shape == (5, 3, 2)
-    assert torch.equal(less.directions, own.directions[:, :2])
+    assert (less.u.shape[1], less.v.shape[1]) == (2, 1)
+    assert torch.equal(less.directions, own.directions[:, :2, :1])
     assert cut.nbytes < whole.nbytes
     assert (whole.basis, cut.basis) == (3, 2)
 
@@ -52,8 +53,8 @@ def test_a_past_says_that_directions_lost_columns(
         folders.append(folder)
     notes = accumulate(folders, tmp_path / "w").notes
     kept = {one.basis for one in read_past(tmp_path / "w").curvatures}
-    assert len(kept) == 1
-    said = f"directions of 12 are kept in {kept.pop()} columns instead of 8"
+    assert max(kept) < 8
+    said = f"directions of 12 are kept in {min(kept)} columns instead of 8"
     assert any(said in note for note in notes), notes
 
 
