@@ -18,17 +18,15 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.exact_rise import probed
 from ella_cli.adapter import Adapter, Update
 from ella_cli.config import RunSettings
-from ella_cli.curvature.estimate import fisher_probe
-from ella_cli.curvature.tokens import token_gradients, watched
 from ella_cli.files import read_json, write_json
 from ella_cli.inspect.run_stages import read_run_stages
 from ella_cli.model.base import Base, load_base
@@ -40,26 +38,18 @@ from ella_cli.training.task import encode_rows
 
 OUTPUTS = (16, 32, 64, 96, 128)
 INPUTS = (1, 2, 4, 8, 16, 32)
-_BATCH = 8
 
 
 def gradients(
     base: Base, rows: list[dict[str, list[int]]], names: tuple[str, ...], probes: int
 ) -> tuple[dict[str, list[tuple[Tensor, Tensor]]], int]:
     """Inputs and output gradients by module and batch, and the answer tokens probed."""
-    collate, generator = base.collator(), torch.Generator().manual_seed(11)
     found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     tokens = 0
-    layers = {name: base.model.get_submodule(name) for name in names}
-    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
-    with watched(layers) as seen, torch.enable_grad():
-        for _, start in product(range(probes), range(0, len(rows), _BATCH)):
-            logits, labels = base.answer_logits(collate(ordered[start : start + _BATCH]))
-            tokens += len(labels)
-            probe = fisher_probe(logits.detach().softmax(-1), generator)
-            for name, (x, g) in token_gradients(logits, probe, seen).items():
-                found[name].append((x.detach().float(), g.detach().float()))
-            seen.clear()
+    for count, looked_at in probed(base, rows, names, probes=probes, seed=11):
+        tokens += count
+        for name, (x, g) in looked_at.items():
+            found[name].append((x.float(), g.float()))
     return found, tokens
 
 

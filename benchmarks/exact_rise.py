@@ -8,7 +8,8 @@ for it needs the rows; what it misses, any curvature misses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -37,23 +38,33 @@ def exact_rises(
         probes: random signs a row; the mean square of S rows with P probes is uncertain by about
             √(2 / (S · P)) of itself.
     """
-    collate, generator = base.collator(), torch.Generator().manual_seed(seed)
-    layers = {
-        name: base.model.get_submodule(name)
-        for name in dict.fromkeys(name for step in steps for name in step)
-    }
-    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    names = dict.fromkeys(name for step in steps for name in step)
     squares, tokens = torch.zeros(len(steps), dtype=torch.float64), 0
-    with watched(layers) as seen, torch.enable_grad():
-        for _ in range(probes):
-            for start in range(0, len(ordered), _BATCH):
-                logits, labels = base.answer_logits(collate(ordered[start : start + _BATCH]))
-                tokens += len(labels)
-                probe = fisher_probe(logits.detach().softmax(-1), generator)
-                looked_at = token_gradients(logits, probe, seen)
-                squares += _moves(steps, looked_at).square().sum(dim=1)
-                seen.clear()
+    for count, looked_at in probed(base, rows, names, probes=probes, seed=seed):
+        tokens += count
+        squares += _moves(steps, looked_at).square().sum(dim=1)
     return [float(square) / 2 / tokens for square in squares]
+
+
+def probed(
+    base: Base,
+    rows: Sequence[Mapping[str, list[int]]],
+    names: Iterable[str],
+    *,
+    probes: int,
+    seed: int,
+) -> Iterator[tuple[int, Tokens]]:
+    """Of each batch and probe: its answer tokens, and what the named modules take and get."""
+    collate, generator = base.collator(), torch.Generator().manual_seed(seed)
+    layers = {name: base.model.get_submodule(name) for name in names}
+    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    with watched(layers) as seen:
+        for _, start in product(range(probes), range(0, len(ordered), _BATCH)):
+            with torch.enable_grad():
+                logits, labels = base.answer_logits(collate(ordered[start : start + _BATCH]))
+            probe = fisher_probe(logits.detach().softmax(-1), generator)
+            yield len(labels), token_gradients(logits, probe, seen)
+            seen.clear()
 
 
 def _moves(steps: Sequence[Mapping[str, Update]], looked_at: Tokens) -> Tensor:

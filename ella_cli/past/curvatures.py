@@ -119,6 +119,8 @@ class _Spectra:
 
     @classmethod
     def of(cls, curvature: Curvature) -> _Spectra:
+        if not curvature.names:
+            return cls((0.0,), (0.0,))
         sides = zip(*(curvature.tails(name) for name in curvature.names), strict=True)
         return cls(*([statistics.fmean(at) for at in _lengthened(tails)] for tails in sides))
 

@@ -12,6 +12,7 @@ from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature_file import read_curvature, write_curvature
 from ella_cli.errors import AdapterError
 from ella_cli.past import accumulate, read_past
+from ella_cli.past.curvatures import fit_curvatures
 from tests.past.conftest import SHAPES, STORES, MakeAdapter
 from tests.past.test_curvature import Q, falling
 
@@ -126,3 +127,12 @@ def test_inputs_need_fewer_columns_than_outputs(make_adapter: MakeAdapter, tmp_p
         assert of_v < of_u <= 8
         g, c = ([pair[side] for pair in one.record.dropped.values()] for side in (0, 1))
         assert sum(c) <= sum(g) * 1.001
+
+
+def test_a_curvature_of_no_module_is_left_as_it_is(make_adapter: MakeAdapter) -> None:
+    one = read_curvature(read_adapter(falling(make_adapter("task", 0), 0, 0.5)))
+    assert one is not None
+    none = replace(one, keys={})
+    less, kept = fit_curvatures([one, none], one.nbytes - 1)
+    assert less.nbytes < one.nbytes
+    assert kept is none
