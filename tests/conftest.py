@@ -15,9 +15,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.forked import ella_forked
+
 # Read by Triton when it is imported, which any library may do while tests are collected.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+# Read when it is imported, too; no test needs the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -96,23 +100,43 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def ella(tmp_path: Path) -> Ella:
-    """Runs `ella ARGUMENTS` as a process of its own, in `tmp_path`."""
+    """Runs `ella ARGUMENTS` as a process of its own, in `tmp_path`.
 
-    def call(*arguments: object, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "NO_COLOR": "1"}
+    With `largest_file`, no file can grow past so many bytes, as on a full disk.
+    """
+
+    def call(
+        *arguments: object, code: int = 0, largest_file: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        words = [str(one) for one in arguments]
+        done = ella_forked(words, tmp_path, _environment(), largest_file)
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return call
+
+
+@pytest.fixture
+def fresh_ella(tmp_path: Path) -> Ella:
+    """The same with nothing loaded before."""
+
+    def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "ella_cli", *map(str, arguments)],
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env=environment,
+            env=_environment(),
             check=False,
-            **options,
         )
         assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
     return call
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
 
 
 _SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}

@@ -65,7 +65,7 @@ def test_a_merged_model_is_written_from_a_local_folder(
 
 
 def test_a_merged_model_is_written_from_the_hubs_cache_with_its_tied_embeddings(
-    ella: Ella,
+    fresh_ella: Ella,
     make_adapter: MakeAdapter,
     tiny_llama: Path,
     tmp_path: Path,
@@ -83,7 +83,7 @@ def test_a_merged_model_is_written_from_the_hubs_cache_with_its_tied_embeddings(
     name = "model.layers.0.self_attn.q_proj"
     past = accumulate([make_adapter("a", 0, shapes={name: (32, 32)})], tmp_path / "w").past
 
-    ella("export", "--past", "w", "--as", "merged", "-o", "merged")
+    fresh_ella("export", "--past", "w", "--as", "merged", "-o", "merged")
 
     before = AutoModelForCausalLM.from_pretrained(snapshot)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

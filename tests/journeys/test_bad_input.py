@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -261,16 +260,10 @@ def test_a_folder_of_other_things_is_not_replaced(
     assert "tasks holds other things" in refused(*train)
 
 
-def _full_after(size: int) -> dict[str, Any]:
-    """Options for a process whose files cannot grow past `size` bytes, as on a full disk."""
-    limit = (size, size)
-    return {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)}
-
-
 def test_no_room_for_an_adapter(refused: Refused, here: Path, tiny_llama: Path) -> None:
     train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-q")
     for folder, room in (("a2", 2000), ("llama", 7000)):
-        assert "cannot use" in refused(*train, "-o", folder, **_full_after(room))
+        assert "cannot use" in refused(*train, "-o", folder, largest_file=room)
 
 
 # Where it fails: the factors (8.2 kB), the optimizer's state (11 kB or more).
@@ -279,20 +272,20 @@ def test_no_room_for_a_checkpoint(
     refused: Refused, here: Path, tiny_llama: Path, room: int
 ) -> None:
     train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-q", "--save-steps", 1, "-o", "a2")
-    assert "checkpoint-1" in refused(*train, **_full_after(room))
+    assert "checkpoint-1" in refused(*train, largest_file=room)
 
 
 def test_no_room_for_a_past(refused: Refused, here: Path) -> None:
     for past in ("past.safetensors", "new.safetensors"):
-        said = refused("accumulate", "second", "--past", past, **_full_after(4096))
+        said = refused("accumulate", "second", "--past", past, largest_file=4096)
         assert "cannot use" in said
     export = ("export", "--past", "past.safetensors", "--as", "dense", "-o", "dense")
-    assert "cannot use" in refused(*export, **_full_after(4096))
+    assert "cannot use" in refused(*export, largest_file=4096)
 
 
 def test_no_room_for_a_run(refused: Refused, here: Path, tiny_llama: Path) -> None:
     run = ("run", "--order", "tasks/colours", "--model", tiny_llama, *SHORT, "-q", "-o", "run")
-    assert "run.json" in refused(*run, **_full_after(256), leaves=("run",))
+    assert "run.json" in refused(*run, largest_file=256, leaves=("run",))
     assert [path.name for path in (here / "run").rglob("*")] == [".run.lock"]
 
 

@@ -39,15 +39,15 @@ def test_no_two_tasks_of_a_past_share_a_seed_where_others_were_taken_out(
     assert json.loads(ella(*train, "a3", *alone).stdout)["order_index"] == 2
 
 
-def test_one_task_after_another_by_hand(ella: Any, tiny_llama: Path, own_tasks: Path) -> None:
+def test_one_task_after_another_by_hand(fresh_ella: Any, tiny_llama: Path, own_tasks: Path) -> None:
     common = ("--model", tiny_llama, *SHORT, "--json")
-    first = json.loads(ella("train", "--task", "tasks/animals", "-o", "a1", *common).stdout)
+    first = json.loads(fresh_ella("train", "--task", "tasks/animals", "-o", "a1", *common).stdout)
     assert first["task"] == "animals"
     assert first["past"] == {"digest": None, "tasks": []}
 
-    ella("accumulate", "a1", "--past", "wpast.safetensors")
+    fresh_ella("accumulate", "a1", "--past", "wpast.safetensors")
     second = json.loads(
-        ella(
+        fresh_ella(
             "train", "--task", "tasks/colours", "--past", "wpast.safetensors", "-o", "a2", *common
         ).stdout
     )
@@ -55,16 +55,16 @@ def test_one_task_after_another_by_hand(ella: Any, tiny_llama: Path, own_tasks: 
     assert second["order_index"] == 1
     assert second["curves"]["penalty"][-1] > 0
 
-    ella("accumulate", "a2", "--past", "wpast.safetensors")
+    fresh_ella("accumulate", "a2", "--past", "wpast.safetensors")
     order = ("--order", "tasks/animals,tasks/colours", "--adapters", "a1", "--adapters", "a2")
     model = ("--model", tiny_llama, "--dtype", "float32")
-    scores = json.loads(ella("eval", *order, *model, "-o", "scores", "--json").stdout)
+    scores = json.loads(fresh_ella("eval", *order, *model, "-o", "scores", "--json").stdout)
     assert scores["order"] == ["animals", "colours"]
     assert len(scores["matrix"]) == 2
     assert scores["test_rows"] == {"animals": 9, "colours": 9}
     # The past file is the sum of both, so it scores as the last stage does.
     summed = ("--past", "wpast.safetensors", *order[:2], *model)
-    past = json.loads(ella("eval", *summed, "-o", "past-scores", "--json").stdout)
+    past = json.loads(fresh_ella("eval", *summed, "-o", "past-scores", "--json").stdout)
     assert past["matrix"] == [[None, None], scores["matrix"][1]]
     assert past["row_scores"]["colours"] == scores["row_scores"]["colours"]
     assert past["oa"] == scores["oa"]
@@ -74,7 +74,7 @@ def test_one_task_after_another_by_hand(ella: Any, tiny_llama: Path, own_tasks: 
         ("spectrum", "wpast.safetensors"),
         ("adapter", "a2"),
     ):
-        assert ella("inspect", *what).stdout
+        assert fresh_ella("inspect", *what).stdout
 
 
 def test_an_adapter_is_a_stock_peft_adapter(
@@ -275,8 +275,10 @@ def test_a_warning_about_the_rows_survives_quiet(
     assert "train animals" not in done.stderr
 
 
-def test_verbose_shows_what_the_libraries_say(ella: Any, tiny_llama: Path, own_tasks: Path) -> None:
+def test_verbose_shows_what_the_libraries_say(
+    fresh_ella: Any, tiny_llama: Path, own_tasks: Path
+) -> None:
     flags = ("--task", "tasks/animals", "--model", tiny_llama, *SHORT)
     loads = "loading configuration file"
-    assert loads not in ella("train", *flags, "-o", "a1").stderr
-    assert loads in ella("train", *flags, "-v", "-o", "a2").stderr
+    assert loads not in fresh_ella("train", *flags, "-o", "a1").stderr
+    assert loads in fresh_ella("train", *flags, "-v", "-o", "a2").stderr
