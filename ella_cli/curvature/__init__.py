@@ -10,22 +10,24 @@ docs/method.md derives the estimate; `adapter.curvature` keeps it, `kernels.curv
 from __future__ import annotations
 
 from ella_cli.curvature.directions import (
-    DIRECTIONS,
     INPUT_COLUMNS,
+    MOST_DIRECTIONS,
     OUTPUT_COLUMNS,
     basis_columns,
+    directions_of,
 )
 from ella_cli.curvature.learned import importance_of
 from ella_cli.curvature.measure import LOOKS, SHRINKAGE, Measured, measure_curvature
 
 __all__ = [
-    "DIRECTIONS",
     "INPUT_COLUMNS",
     "LOOKS",
+    "MOST_DIRECTIONS",
     "OUTPUT_COLUMNS",
     "SHRINKAGE",
     "Measured",
     "basis_columns",
+    "directions_of",
     "importance_of",
     "measure_curvature",
 ]

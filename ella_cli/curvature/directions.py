@@ -28,7 +28,11 @@ from ella_cli.kernels import Kronecker
 # outputs in many. 64 columns of G's and 8 of C's leave 2 to 7 % of what an update does unseen where
 # 32 of either leave 10 to 14, in half the room (docs/decisions/0011). For SmolLM2 3.9 MB a task,
 # half of what the factors take.
-OUTPUT_COLUMNS, INPUT_COLUMNS, DIRECTIONS = 64, 8, 64
+OUTPUT_COLUMNS, INPUT_COLUMNS = 64, 8
+
+# As many directions as rows were looked at, all that these give. Past so many the room of the
+# factors would go to directions that hold little, and none be left for columns.
+MOST_DIRECTIONS = 256
 
 
 class Together:
@@ -36,11 +40,13 @@ class Together:
 
     Args:
         modules: name -> G ⊗ C, with its columns from the largest eigenvalue down.
+        rows: how many examples will be added.
     """
 
-    def __init__(self, modules: Mapping[str, Kronecker]) -> None:
+    def __init__(self, modules: Mapping[str, Kronecker], rows: int) -> None:
         self._modules = modules
-        self._scales = {name: _norms(one) for name, one in modules.items()}  # (k,), (k')
+        self._count = directions_of(rows)
+        self._scales = {name: _norms(one, self._count) for name, one in modules.items()}  # k, k'
         self._bases = {
             name: (one.u[:, : len(u)] / u, one.v[:, : len(v)] / v)
             for (name, one), (u, v) in zip(modules.items(), self._scales.values(), strict=True)
@@ -83,7 +89,7 @@ class Together:
             # In f64, but never all of it at once.
             gram += part.double() @ part.double().T
         # The leading left vectors Q of E examples are enough: Qᵀ · seen is the rest, weighed.
-        leading = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :DIRECTIONS]  # (E, D)
+        leading = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, : self._count]  # (E, D)
         kept = leading.float().T @ seen  # (D, Σ k · k')
         joined, shares = {}, {}
         parts = torch.split(kept, sizes, dim=1)
@@ -97,19 +103,25 @@ class Together:
         return joined, shares
 
 
-def basis_columns(numbers: int) -> tuple[int, int]:
+def directions_of(rows: int) -> int:
+    """How many directions are kept of so many rows."""
+    return min(rows, MOST_DIRECTIONS)
+
+
+def basis_columns(numbers: int, directions: int) -> tuple[int, int]:
     """How many columns of U and V are the basis: its directions take no more room than they do.
 
     Args:
         numbers: in U and V together.
+        directions: to be kept, at least one.
     """
-    room = max(1, numbers // DIRECTIONS)
+    room = max(1, numbers // directions)
     columns = min(INPUT_COLUMNS, max(1, math.isqrt(room * INPUT_COLUMNS // OUTPUT_COLUMNS)))
     return min(OUTPUT_COLUMNS, room // columns), columns
 
 
-def _norms(one: Kronecker) -> tuple[Tensor, Tensor]:
+def _norms(one: Kronecker, directions: int) -> tuple[Tensor, Tensor]:
     """Lengths of leading columns; one for a column of zeros, which no direction needs."""
-    rows, columns = basis_columns(one.u.numel() + one.v.numel())
+    rows, columns = basis_columns(one.u.numel() + one.v.numel(), directions)
     u, v = one.u[:, :rows].norm(dim=0), one.v[:, :columns].norm(dim=0)
     return torch.where(u > 0, u, 1.0), torch.where(v > 0, v, 1.0)

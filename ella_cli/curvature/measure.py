@@ -114,7 +114,7 @@ def measure_curvature(
                         )
                     moments[name].add(x, g)
             modules, dropped = _factored(moments, rank, tokens)
-            together = Together(modules)
+            together = Together(modules, len(ordered))
             for _, _, looked_at in look():
                 together.add(looked_at)
             if contrast and len(rows) > 1:

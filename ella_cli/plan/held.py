@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ella_cli.curvature import DIRECTIONS, basis_columns
+from ella_cli.curvature import basis_columns, directions_of
 from ella_cli.kernels.cost import Work, cheapest, rates_of, seconds
 from ella_cli.kernels.form import FUSED, GRAM, TILED
 from ella_cli.kernels.gram import KEPT_BYTES
@@ -69,11 +69,11 @@ def held_curvature(
     """
     of_modules = [m * min(rank, m) + n * min(rank, n) for m, n in shapes.values()]
     factors = tasks * sum(of_modules)
-    basis = 0
+    count, basis = directions_of(rows), 0
     for numbers, (m, n) in zip(of_modules, shapes.values(), strict=True):
-        of_u, of_v = basis_columns(numbers)
+        of_u, of_v = basis_columns(numbers, count)
         basis += min(of_u, rank, m) * min(of_v, rank, n)
-    directions = tasks * min(DIRECTIONS, rows) * basis
+    directions = tasks * count * basis
     numbers = factors + directions
     # Every factor is read twice, each time for a product with R columns; directions with one.
     flops = 8 * lora_rank * factors + 4 * directions

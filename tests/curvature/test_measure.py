@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ella_cli.config import LoraFields
 from ella_cli.curvature import (
-    DIRECTIONS,
     INPUT_COLUMNS,
+    MOST_DIRECTIONS,
     OUTPUT_COLUMNS,
     SHRINKAGE,
     basis_columns,
+    directions_of,
     measure_curvature,
     sketch,
 )
@@ -152,10 +153,10 @@ def test_few_directions_hold_what_matters_most(base: Base, monkeypatch: pytest.M
     model, rows = _with_trained_lora(base), _rows(base, 8)
 
     # In one and the same basis, whatever their number.
-    monkeypatch.setattr("ella_cli.curvature.directions.basis_columns", lambda numbers: (4, 4))
+    monkeypatch.setattr("ella_cli.curvature.directions.basis_columns", lambda *_: (4, 4))
 
     def square(count: int) -> float:
-        monkeypatch.setattr("ella_cli.curvature.directions.DIRECTIONS", count)
+        monkeypatch.setattr("ella_cli.curvature.directions.MOST_DIRECTIONS", count)
         modules = measure_curvature(base, model, rows, rank=6, seed=3).modules.values()
         return sum(_square(one) for one in modules if one.directions is not None)
 
@@ -165,16 +166,28 @@ def test_few_directions_hold_what_matters_most(base: Base, monkeypatch: pytest.M
     assert few > whole / 4
 
 
-def test_directions_take_no_more_room_than_the_factors() -> None:
+def test_as_many_directions_are_kept_as_rows_were_looked_at(base: Base) -> None:
+    model = _with_trained_lora(base)
+    for count in (1, 3, 8):
+        modules = measure_curvature(base, model, _rows(base, count), rank=6, seed=3).modules
+        assert {len(one.directions) for one in modules.values()} == {count}  # type: ignore[arg-type]
+    assert directions_of(10 * MOST_DIRECTIONS) == MOST_DIRECTIONS
+
+
+@pytest.mark.parametrize("directions", [1, 32, 64, MOST_DIRECTIONS])
+def test_directions_take_no_more_room_than_the_factors(directions: int) -> None:
     before = (0, 0)
     for numbers in (1, 60, 500, 5_000, 20_000, 49_152, 1_000_000):
-        rows, columns = basis_columns(numbers)
-        assert DIRECTIONS * rows * columns <= max(numbers, DIRECTIONS)
+        rows, columns = basis_columns(numbers, directions)
+        assert directions * rows * columns <= max(numbers, directions)
         assert before[0] <= rows <= OUTPUT_COLUMNS
         assert before[1] <= columns <= INPUT_COLUMNS
         before = rows, columns
+
+
+def test_the_default_has_room_for_whole_bases() -> None:
     # v of SmolLM2: 64 columns of 192 and of 576.
-    assert basis_columns(64 * (192 + 576)) == (OUTPUT_COLUMNS, INPUT_COLUMNS)
+    assert basis_columns(64 * (192 + 576), directions_of(64)) == (OUTPUT_COLUMNS, INPUT_COLUMNS)
 
 
 def test_wide_modules_are_measured_alike(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
