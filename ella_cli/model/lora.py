@@ -105,12 +105,18 @@ def lora_pair(layer: LoraLayer) -> tuple[Tensor, Tensor, float]:
 
 def update_norms(model: torch.nn.Module) -> dict[str, float]:
     """‖ΔW‖_F per adapted module, through ‖BA‖² = ⟨BᵀB, AAᵀ⟩, which never builds BA."""
-    layers = lora_layers(model)
+    pairs = {name: lora_pair(layer) for name, layer in lora_layers(model).items()}
+    alike: dict[tuple[torch.Size, torch.Size], list[str]] = {}
+    for name, (b, a, _) in pairs.items():
+        alike.setdefault((b.shape, a.shape), []).append(name)
+    norms: dict[str, float] = {}
     with torch.no_grad():
-        squares = []
-        for layer in layers.values():
-            b, a, scale = lora_pair(layer)
-            b, a = b.float(), a.float()
-            squares.append(scale**2 * ((b.T @ b) * (a @ a.T)).sum())
-        norms = torch.stack(squares).clamp_min(0).sqrt().tolist()
-    return dict(zip(layers, norms, strict=True))
+        # Of each shape at once: on a GPU a step of many small products costs their calls.
+        for names in alike.values():
+            bs = torch.stack([pairs[name][0] for name in names]).float()  # (K, M, R)
+            as_ = torch.stack([pairs[name][1] for name in names]).float()  # (K, R, N)
+            squares = ((bs.mT @ bs) * (as_ @ as_.mT)).sum(dim=(1, 2)).clamp_min(0).sqrt().tolist()
+            norms |= {
+                name: pairs[name][2] * root for name, root in zip(names, squares, strict=True)
+            }
+    return {name: norms[name] for name in pairs}

@@ -83,7 +83,9 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
                 hint="lower --learning-rate or --lambda, or use --dtype float32",
             )
         if self.accelerator.sync_gradients:
-            self.good = trained_weights(model)
+            # `model` may be wrapped, and its parameters have other names then.
+            assert isinstance(self.model, nn.Module)
+            self.good = trained_weights(self.model)
         return loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -170,16 +172,14 @@ class TaskTrainer(EllaTrainerMixin, Trainer):
         per_epoch = max(1, math.ceil(batches / self.args.gradient_accumulation_steps))
         return math.ceil(per_epoch * self.args.num_train_epochs)
 
-    def point(self) -> dict[str, float]:
+    def point(self, update_norm: float) -> dict[str, float]:
         """What the curves get for the step just taken, as the mean of all processes' shares."""
         penalty = 0.0 if self.last_penalty is None else self.last_penalty.item()
         ce = self.step_ce
         if self.args.world_size > 1:
             shares = torch.tensor([ce, penalty], device=self.args.device)  # (2,)
             ce, penalty = self.accelerator.reduce(shares, "mean").tolist()
-        assert isinstance(self.model, nn.Module)
-        norms = update_norms(self.model).values()
-        return {"ce": ce, "penalty": penalty, "update_norm": math.hypot(*norms)}
+        return {"ce": ce, "penalty": penalty, "update_norm": update_norm}
 
 
 def build_trainer(

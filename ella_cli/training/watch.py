@@ -57,24 +57,27 @@ class StepWatch(TrainerCallback):
     ) -> None:
         trainer = self._trainer
         every = max(1, state.max_steps // _CURVE_POINTS)
-        if state.global_step % every == 0 or state.global_step == state.max_steps:
-            trainer.log(trainer.point())
-        self._advance(1, self._words())
+        kept = state.global_step % every == 0 or state.global_step == state.max_steps
+        norm = math.nan
+        if kept or trainer.last_penalty is not None:
+            assert isinstance(trainer.model, nn.Module)
+            norm = math.hypot(*update_norms(trainer.model).values())
+        if kept:
+            trainer.log(trainer.point(norm))
+        self._advance(1, self._words(norm))
         trainer.step_ce = 0.0
         if state.global_step in (state.max_steps // 2, state.max_steps):
             self._warn_of_signs()
         if state.global_step == state.max_steps and trainer.saves_the_end:
             control.should_save = True
 
-    def _words(self) -> str:
+    def _words(self, norm: float) -> str:
         trainer = self._trainer
         words = f"loss {trainer.step_ce:.3f}"
         if trainer.penalty is None or trainer.last_penalty is None:
             return words
         weighted = trainer.lam * trainer.last_penalty.item()
         share = f" ({weighted / trainer.step_ce:.0%})" if trainer.step_ce else ""
-        assert isinstance(trainer.model, nn.Module)
-        norm = math.hypot(*update_norms(trainer.model).values())
         return f"{words} + penalty {weighted:.3f}{share}  ‖ΔW‖ {norm:.2f} of {self._usual:.2f}"
 
     def _warn_of_signs(self) -> None:

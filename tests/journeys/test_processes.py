@@ -98,6 +98,20 @@ def test_a_penalty_too_large_for_one_process_stops_both(
     assert not (tmp_path / "second").exists()
 
 
+def test_the_last_good_weights_of_several_processes_are_numbers(
+    tiny_llama: Path, own_tasks: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    train = ("train", "--model", tiny_llama, *SAME, "--curvature-rows", 0, "-o", "far")
+    far = ("--task", "tasks/animals", "--learning-rate", 1e38)
+    done = _two_processes(tmp_path, *train, *far)
+    assert done.returncode != 0
+    assert "the last good adapter is in far.last-good" in done.stderr
+    kept = load_file(tmp_path / "far.last-good" / "adapter_model.safetensors")
+    assert all(bool(weight.isfinite().all()) for weight in kept.values())
+
+
 def test_processes_that_never_started_are_missed(ella: Any, tiny_llama: Path) -> None:
     """What accelerate 1.15 makes of `launch --num_processes 2 --cpu`."""
     asked = {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "True"}
