@@ -19,6 +19,7 @@ from ella_cli.evaluate.grid import evaluation_of
 from ella_cli.evaluate.results import single_rows
 from ella_cli.model.base import Base
 from ella_cli.past import Past, accumulate, read_past
+from ella_cli.past.record import EnergyKind
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.first_stage import take_first_stage
 from ella_cli.sequence.loading import base_once, load_tasks
@@ -119,7 +120,7 @@ def train_stages(
                 name=name,
                 tasks=tasks if method.joint else [tasks[index]],
                 order_index=index,
-                past=_past_of(run, adapters) if method.summed and adapters else None,
+                past=_past_of(run, adapters, settings) if method.summed and adapters else None,
                 earlier=tuple(adapters),
                 replayed=_replayed(tasks[:index], settings) if method.replays else (),
             )
@@ -131,15 +132,23 @@ def train_stages(
     return adapters
 
 
-def _past_of(run: RunFolder, adapters: Sequence[Adapter]) -> Past:
+def _past_of(run: RunFolder, adapters: Sequence[Adapter], settings: RunSettings) -> Past:
     past = read_past(run.past)
-    if [task.digest for task in past.tasks] == [adapter.digest for adapter in adapters]:
-        return past
-    raise SettingsError(
-        f"{run.past} holds {', '.join(task.name for task in past.tasks)}, which is not the sum of "
-        f"the {len(adapters)} stages before this one",
-        hint="delete it: the same command makes it anew from the stages, and goes on",
-    )
+    hint = "delete it: the same command makes it anew from the stages, and goes on"
+    if [task.digest for task in past.tasks] != [adapter.digest for adapter in adapters]:
+        raise SettingsError(
+            f"{run.past} holds {', '.join(task.name for task in past.tasks)}, which is not the sum "
+            f"of the {len(adapters)} stages before this one",
+            hint=hint,
+        )
+    kind = past.record.energy
+    asked = EnergyKind.asked(settings.energy or kind.kind, settings.last, settings.decay)
+    if kind != asked or any(task.shrink is not None for task in past.tasks):
+        raise SettingsError(
+            f"{run.past} was changed since: it weighs, shrinks or protects otherwise than this run",
+            hint=hint,
+        )
+    return past
 
 
 def _replayed(tasks: Sequence[Task], settings: RunSettings) -> Sequence[Task]:

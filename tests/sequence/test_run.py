@@ -22,7 +22,7 @@ from ella_cli.errors import (
 )
 from ella_cli.evaluate import grid
 from ella_cli.inspect.run_stages import past_before
-from ella_cli.past import read_past
+from ella_cli.past import accumulate, read_past
 from ella_cli.progress import Silence
 from ella_cli.report.metrics import metric_values
 from ella_cli.report.results import read_run
@@ -154,6 +154,19 @@ def test_a_stage_that_is_gone_is_not_trained_on_what_came_after_it(
         run_order(settings, run.path)
     run.past.unlink()
     assert run_order(settings, run.path)["matrix"] == rows
+
+
+@pytest.mark.parametrize("changed", [{"decay": 0.5}, {"last": 1}, {"shrink": 10.0}])
+def test_a_past_that_was_changed_meanwhile_is_not_trained_on(
+    finished: Path, tmp_path: Path, changed: dict[str, float]
+) -> None:
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(run.stage(2, "demo-place"))
+    run.past.unlink()
+    stages = [run.stage(0, "demo-topic"), run.stage(1, "demo-mood")]
+    accumulate(stages, run.past, **changed)
+    with pytest.raises(SettingsError, match="was changed since"):
+        run_order(run.settings(), run.path)
 
 
 def test_what_each_task_alone_scored_is_looked_at_before_anything_is_trained(
