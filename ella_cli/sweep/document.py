@@ -28,14 +28,12 @@ def verdict(found: Sequence[Outcome]) -> list[Words]:
     winner = best(found)
     if winner is not None and (oa := winner.spreads["oa"]) is not None:
         near = rivals(found, winner)
-        beside = (
-            f"; within one deviation of it: {', '.join(near)}"
-            if near
-            else "; no other is within one deviation of it"
-        )
-        seeds = len(winner.seeds)
-        if seeds == 1:
+        if near is None:
             beside = "; one seed says nothing about how sure that is"
+        elif near:
+            beside = f"; within one deviation of it: {', '.join(near)}"
+        else:
+            beside = "; no other is within one deviation of it"
         words.append(Words(f"best mean OA at λ = {winner.lam}: {_text(oa)}{beside}"))
     words += [
         Words(f"λ = {one.lam}: {reason}", warning=True) for one in found for reason in one.failed

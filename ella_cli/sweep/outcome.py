@@ -107,15 +107,25 @@ def outcomes(
 
 
 def best(found: Sequence[Outcome]) -> Outcome | None:
-    """The highest mean OA; of equals the smaller λ. None if no run is finished."""
+    """The highest mean OA; of equals the smaller λ. None if no run is finished.
+
+    Only of those with the most seeds: where some diverged, the mean is of the lucky ones.
+    """
     scored = [one for one in found if one.spreads["oa"] is not None]
-    return max(scored, key=lambda one: _mean(one), default=None)
+    most = max((len(one.seeds) for one in scored), default=0)
+    full = [one for one in scored if len(one.seeds) == most]
+    return max(full, key=lambda one: _mean(one), default=None)
 
 
-def rivals(found: Sequence[Outcome], winner: Outcome) -> list[str]:
-    """λ whose mean OA is within a deviation of the winner's: seeds do not tell them apart."""
+def rivals(found: Sequence[Outcome], winner: Outcome) -> list[str] | None:
+    """λ whose mean OA is within a deviation of the winner's: seeds do not tell them apart.
+
+    None where one seed leaves no deviation to judge by.
+    """
     top = winner.spreads["oa"]
     assert top is not None
+    if top.deviation is None:
+        return None
     near = []
     for one in found:
         oa = one.spreads["oa"]

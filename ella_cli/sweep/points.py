@@ -89,10 +89,10 @@ def points_of(lambdas: str | None, seeds: int, base: RunSettings) -> tuple[Point
     twice = sorted({lam for lam in asked if asked.count(lam) > 1})
     if twice:
         raise SettingsError(f"--lambda names {twice[0]} twice", hint="name each λ once")
-    check_run(base.model_copy(update={"lam": None}), resolve_order(base.order))
+    order = resolve_order(base.order)
     points = tuple(Point(lam, base.seed + i) for i in range(seeds) for lam in asked)
     for point in points[: len(asked)]:
-        point.settings(base)
+        check_run(point.settings(base), order)
     return points
 
 

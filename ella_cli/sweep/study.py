@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import socket
 import time
+import uuid
 import warnings
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -197,7 +198,7 @@ def take(trial: Trial, points: Sequence[Point], folder: Path) -> tuple[Point, Fi
         lock.acquire(timeout=0)
     except Timeout:
         return None
-    trial.set_user_attr(HOST, socket.gethostname())
+    trial.set_user_attr(HOST, _machine())
     trial.set_user_attr(FOLDER, str(folder.resolve()))
     if _is_one_too_many(trial, point):
         lock.release()
@@ -260,7 +261,7 @@ def _is_dead(trial: FrozenTrial, folder: Path) -> bool:
         started = trial.datetime_start
         age = datetime.now() - started if started else timedelta()
         return age > timedelta(seconds=GRACE)
-    here = (socket.gethostname(), str(folder.resolve()))
+    here = (_machine(), str(folder.resolve()))
     if (trial.user_attrs[HOST], trial.user_attrs.get(FOLDER)) != here:
         return False
     lock = FileLock(_lock_path(folder, trial.user_attrs[POINT]))
@@ -269,6 +270,13 @@ def _is_dead(trial: FrozenTrial, folder: Path) -> bool:
             return True
     except Timeout:
         return False
+
+
+def _machine() -> str:
+    """This machine and no other: containers of two may share name and paths, not a kernel's boot."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    mark = boot.read_text().strip() if boot.is_file() else f"{uuid.getnode():x}"
+    return f"{socket.gethostname()} {mark}"
 
 
 def _first_line(error: Exception) -> str:

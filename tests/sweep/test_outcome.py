@@ -64,6 +64,22 @@ def test_a_failed_seed_is_said_and_left_out_of_the_mean() -> None:
     assert best(outcomes([], {}, POINTS)) is None
 
 
+def test_what_some_seeds_diverged_at_is_not_the_best() -> None:
+    # Seed 1 alone has the highest mean of all.
+    found = _found(**{"1000-0": "the loss became nan"})
+    winner = best(found)
+    assert winner is not None
+    assert winner.lam == "100000"
+
+
+def test_one_seed_tells_nothing_apart() -> None:
+    found = _found(**{f"{lam}-1": "" for lam in SCORES})
+    winner = best(found)
+    assert winner is not None
+    assert rivals(found, winner) is None
+    assert "one seed says nothing" in verdict(found)[0].text
+
+
 def test_the_plot_has_every_lambda_in_its_place_with_its_bar(tmp_path: Path) -> None:
     found = _found()
     oa, bwt = curves(found)

@@ -34,6 +34,13 @@ def test_a_lambda_that_no_run_takes_is_refused_before_any_run(lambdas: str, word
         points_of(lambdas, 1, BASE)
 
 
+def test_each_lambda_is_looked_at_with_what_else_is_set() -> None:
+    base = BASE.model_copy(update={"method": "olora", "olora_l2": 0.1})
+    with pytest.raises(SettingsError, match="olora-l2"):
+        points_of("0.5,0", 1, base)
+    assert len(points_of("0.5", 2, base)) == 2
+
+
 def test_a_lambda_keeps_all_its_digits() -> None:
     points = points_of("1e3,1234567,0.1,1000001,1e6", 1, BASE)
     assert [point.lam for point in points] == ["1000", "1234567", "0.1", "1000001", "1e+06"]
