@@ -93,7 +93,11 @@ class Settings(BaseModel):
 
     # Validators are built at first use: `ella --help` needs none.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), defer_build=True
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        defer_build=True,
+        allow_inf_nan=False,
     )
 
 
@@ -169,8 +173,9 @@ class OptimFields(Settings):
     )
     weight_decay: float = _field(0.0, "The optimizer's weight decay.", panel="Training", ge=0)
     max_grad_norm: float = _field(
-        1.0, "Gradients are clipped to this norm.", panel="Training", gt=0
-    )
+        1.0, "Gradients are clipped to this norm; inf clips nothing.", panel="Training", gt=0,
+        allow_inf_nan=True,
+    )  # fmt: skip
     num_train_epochs: float = _field(1.0, "Passes over a task's rows.", panel="Training", gt=0)
     max_steps: int | None = _field(
         None,
@@ -221,6 +226,7 @@ class MethodFields(Settings):
         protected_namespaces=(),
         populate_by_name=True,
         defer_build=True,
+        allow_inf_nan=False,
     )
 
 
