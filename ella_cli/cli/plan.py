@@ -12,6 +12,7 @@ from ella_cli.config import RunSettings
 
 if TYPE_CHECKING:
     from ella_cli.plan import Plan, Rates
+    from ella_cli.plan.held import HeldCurvature
     from ella_cli.report.document import Table
 
 
@@ -164,7 +165,7 @@ def _pasts(made: Plan) -> Table:
         columns=("store", "tasks", "file", "in memory", "penalty's form", "a step (s)"),
         rows=rows,
         note=f"this run would keep it {made.store}"
-        + (f", and {_size(beside.file)} of curvature beside it" if beside else ""),
+        + (f", and {_about(beside)} of curvature beside it" if beside else ""),
     )
 
 
@@ -188,6 +189,10 @@ def _step(made: Plan) -> Table:
         f"{rates.bandwidth:.3g} bytes a second and {1e6 * rates.call:.0f} µs of the host an "
         f"operation: {rates.origin}",
     )
+
+
+def _about(beside: HeldCurvature) -> str:
+    return f"{'about ' * beside.cut}{_size(beside.file)}"
 
 
 def _size(count: int) -> str:

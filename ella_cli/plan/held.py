@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from ella_cli.kernels.gram import KEPT_BYTES
 from ella_cli.past.record import Store
 
 _FLOAT, _HALF = 4, 2
+
+# Where a large past is cut, spectra decide; these are SmolLM2's, measured on 64 columns
+# (docs/decisions/0012): 27 of G hold 95 % of its trace, and 10 of C lose no more than 45 of G.
+_LEAST_OF_G, _C_OF_G = 27 / 64, 10 / 45
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,11 @@ class Held:
 
 @dataclass(frozen=True)
 class HeldCurvature:
-    """The curvature of `tasks` tasks, none cut; a file with many tasks keeps less of each.
+    """The curvature of `tasks` tasks, cut as `ella accumulate` would once W_past is smaller.
 
     Attributes:
-        rank: eigenvectors a factor; fewer where a module is narrower.
+        ranks: eigenvectors of each G and of each C; fewer where a module is narrower.
+        cut: whether fewer are kept than were measured.
         file: bytes of its tensors in wpast.safetensors.
         memory: bytes that the penalty keeps during a task.
         flops: of the penalty and its gradients, a step.
@@ -49,7 +55,8 @@ class HeldCurvature:
     """
 
     tasks: int
-    rank: int
+    ranks: tuple[int, int]
+    cut: bool
     file: int
     memory: int
     flops: int
@@ -64,22 +71,44 @@ def held_curvature(
         shapes: (M, N) of each adapted module.
         lora_rank: R of the task that is trained.
         tasks: how many tasks have measured theirs.
-        rank: eigenvectors kept of each factor.
+        rank: eigenvectors measured of each factor.
         rows: looked at to measure them.
     """
-    of_modules = [m * min(rank, m) + n * min(rank, n) for m, n in shapes.values()]
-    factors = tasks * sum(of_modules)
-    count, basis = directions_of(rows), 0
-    for numbers, (m, n) in zip(of_modules, shapes.values(), strict=True):
-        of_u, of_v = basis_columns(numbers, count)
-        basis += min(of_u, rank, m) * min(of_v, rank, n)
-    directions = tasks * count * basis
-    numbers = factors + directions
+    room = sum(m * n for m, n in shapes.values()) * _FLOAT // _HALF
+    count = directions_of(rows)
+    bases = {
+        (m, n): basis_columns(m * min(rank, m) + n * min(rank, n), count)
+        for m, n in set(shapes.values())
+    }
+
+    def numbers(of_g: int, of_c: int) -> tuple[int, int]:
+        """Of all tasks: in factors and in directions."""
+        factors = basis = 0
+        for m, n in shapes.values():
+            of_u, of_v = bases[m, n]
+            factors += m * min(of_g, m) + n * min(of_c, n)
+            basis += min(of_u, of_g, m) * min(of_v, of_c, n)
+        kept = min(count, max(1, factors // basis)) if of_g < rank else count
+        return tasks * factors, tasks * kept * basis
+
+    ranks = (rank, rank)
+    if sum(numbers(*ranks)) > room:
+        least = math.ceil(rank * _LEAST_OF_G)
+        fewer = [(g, math.ceil(g * _C_OF_G)) for g in range(rank - 1, least - 1, -1)]
+        fitting = (pair for pair in fewer if sum(numbers(*pair)) <= room)
+        ranks = next(fitting, fewer[-1] if fewer else ranks)
+    factors, directions = numbers(*ranks)
     # Every factor is read twice, each time for a product with R columns; directions with one.
     flops = 8 * lora_rank * factors + 4 * directions
-    sides = [(n, min(n, tasks * rank)) for shape in shapes.values() for n in shape]
+    sides = [
+        (n, min(n, tasks * kept))
+        for shape in shapes.values()
+        for n, kept in zip(shape, ranks, strict=True)
+    ]
     turns = _FLOAT * sum((n + reflections) * reflections for n, reflections in sides)
-    return HeldCurvature(tasks, rank, _HALF * numbers, _FLOAT * numbers, flops, turns)
+    whole = factors + directions
+    cut = ranks != (rank, rank)
+    return HeldCurvature(tasks, ranks, cut, _HALF * whole, _FLOAT * whole, flops, turns)
 
 
 def held_past(

@@ -31,6 +31,10 @@ FORMAT = 1
 # glibc keeps freed blocks of up to 32 MB that the next tensor may not fit: 20 to 30 % of the
 # activations of SmolLM2, next to nothing with MALLOC_MMAP_THRESHOLD_ set (docs/results.md).
 _ALLOCATOR_SHARE = 0.25
+
+# Of a look that goes backward too: no weight of the base needs a gradient.
+_FORWARD = 0.5
+
 _STATES = {
     "adamw": (2, "AdamW's two moments"),
     "adamw-past": (2, "AdamW's two moments"),
@@ -59,7 +63,8 @@ class Plan:
         operations: what the host calls or launches in it, the penalty and the optimizer aside.
         step_seconds: an estimate: flops, traffic and calls at `rates`, plus the penalty.
         measuring_seconds: an estimate of measuring a task's curvature at its end, 0 where none is:
-            every look goes forward and backward, as a step does, over as many rows.
+            a look goes forward and backward, as a step does, over as many rows; a third, which
+            --importance auto takes, forward alone.
     """
 
     model: str
@@ -146,13 +151,14 @@ def make_plan(
     smaller = factored.file < dense.file or not earlier or windowed
     kept = store or ("factored" if smaller else "dense")
     past = factored if kept == "factored" else dense
+    rows = min(settings.curvature_rows, settings.limit or settings.curvature_rows)
     curvature = (
         held_curvature(
             skeleton.shapes,
             settings.lora_rank,
             earlier,
             settings.energy_rank,
-            settings.curvature_rows,
+            rows,
         )
         if earlier and settings.curvature_rows
         else None
@@ -165,9 +171,9 @@ def make_plan(
     rounds = settings.gradient_accumulation_steps
     penalty_seconds = _penalty_seconds(penalty, rates)
     micro = _micro_seconds(played, rates, device)
-    looks = (
-        LOOKS + (settings.importance == "auto") if method.measures(settings.curvature_rows) else 0
-    )
+    looks = 0.0
+    if method.measures(settings.curvature_rows):
+        looks = LOOKS + (_FORWARD if settings.importance == "auto" else 0)
     return Plan(
         model=settings.model,
         kind=skeleton.kind,
@@ -189,7 +195,7 @@ def make_plan(
         operations=rounds * played.operations,
         penalty_seconds=penalty_seconds,
         step_seconds=rounds * micro + penalty_seconds,
-        measuring_seconds=looks * settings.curvature_rows / batch.sequences * micro,
+        measuring_seconds=looks * rows / batch.sequences * micro,
         rates=rates,
         notes=tuple(notes),
     )
@@ -269,5 +275,7 @@ def _past_words(penalty: Held | HeldCurvature | None, earlier: int) -> str:
     if penalty is None:
         return "no penalty against it" if earlier else "none before the first task"
     if isinstance(penalty, HeldCurvature):
-        return f"the curvature of {earlier} tasks, {penalty.rank} eigenvectors a factor"
+        of_g, of_c = penalty.ranks
+        kept = f"about {of_g} and {of_c} eigenvectors" if penalty.cut else f"{of_g} eigenvectors"
+        return f"the curvature of {earlier} tasks, {kept} a factor"
     return f"{earlier} tasks, {penalty.store}; the penalty's form is {penalty.form}"
