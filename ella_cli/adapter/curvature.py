@@ -56,7 +56,7 @@ class Curvature:
     @property
     def directions(self) -> int:
         """How many there are, the same of every module that has any."""
-        counts = [self.file.entries[r].shape[0] for _, _, *rs in self.keys.values() for r in rs]
+        counts = [self.entry(r).shape[0] for _, _, *rs in self.keys.values() for r in rs]
         return max(counts, default=0)
 
     @property
@@ -72,21 +72,40 @@ class Curvature:
     def entry(self, key: str) -> Entry:
         """Dtype and shape of a factor, or of directions, as they are used."""
         stored = self.file.entries[key]
-        first, *columns = stored.shape
-        used = (len(range(one)[cut]) for one, cut in zip(columns, self._cuts(key), strict=True))
-        return Entry(stored.dtype, (first, *used))
+        used = (len(range(n)[cut]) for n, cut in zip(stored.shape, self._cuts(key), strict=True))
+        return Entry(stored.dtype, tuple(used))
 
     def factor(self, key: str) -> Tensor:
         """(M or N, K), or directions (D, K, K'), in the file's dtype."""
-        return self.file.read(key)[:, *self._cuts(key)].contiguous()
+        return self.file.read(key)[*self._cuts(key)].contiguous()
 
     def _cuts(self, key: str) -> list[slice]:
-        """Which columns are used of U, of V, or of R in both."""
+        """Which columns are used of U, of V, or of R in both, and which of its directions."""
         of_u, of_v = (slice(rank) for rank in self.ranks or (None, None))
-        return {"U": [of_u], "V": [of_v], "R": [of_u, of_v]}[key.rpartition(".")[2]]
+        match key.rpartition(".")[2]:
+            case "U":
+                return [slice(None), of_u]
+            case "V":
+                return [slice(None), of_v]
+            case _:
+                return [slice(self._most_directions), of_u, of_v]
+
+    @cached_property
+    def _most_directions(self) -> int | None:
+        """Of the largest, where columns were cut: those that take no more room than U and V do."""
+        if self.ranks is None:
+            return None
+        factors = basis = 0
+        for u_key, v_key, *_ in self.keys.values():
+            (m, of_u), (n, of_v) = self.entry(u_key).shape, self.entry(v_key).shape
+            factors += m * of_u + n * of_v
+            basis += of_u * of_v
+        return max(1, factors // max(basis, 1))
 
     def truncated(self, of_u: int, of_v: int) -> Curvature:
         """The same with at most so many columns of U and of V, and the directions within them.
+
+        Of the directions as many as take no more room than the columns that are left.
 
         What the others held of G and C is spread evenly, so that the traces stay; the record says
         how much.

@@ -51,6 +51,7 @@ class Together:
             name: (one.u[:, : len(u)] / u, one.v[:, : len(v)] / v)
             for (name, one), (u, v) in zip(modules.items(), self._scales.values(), strict=True)
         }
+        self._sizes = [u.shape[1] * v.shape[1] for u, v in self._bases.values()]
         self._seen: list[Tensor] = []  # (S, Σ k · k') f32 each
 
     def add(self, looked_at: Tokens) -> None:
@@ -62,6 +63,9 @@ class Together:
             of_v = x.float() @ v.to(x.device)  # (S, T, k')
             parts.append(torch.bmm(of_u.mT, of_v).flatten(1).cpu())
         self._seen.append(torch.cat(parts, dim=1))
+        if sum(map(len, self._seen)) >= 4 * MOST_DIRECTIONS:
+            # The room for a few hundred, however many rows there are.
+            self._seen = [self._leading()]
 
     def joined(self, tokens: int) -> tuple[dict[str, Kronecker], dict[str, float]]:
         """The modules with their directions.
@@ -79,20 +83,10 @@ class Together:
         Raises:
             NonFiniteError: what a module was given is infinite or NaN.
         """
-        seen = torch.cat(self._seen).mul_(max(tokens, 1) ** -0.5)  # (E, Σ k · k')
+        kept = self._leading().mul_(max(tokens, 1) ** -0.5)  # (D, Σ k · k')
         self._seen.clear()
-        sizes = [u.shape[1] * v.shape[1] for u, v in self._bases.values()]
-        gram = torch.zeros(len(seen), len(seen), dtype=torch.float64)
-        for name, part in zip(self._bases, torch.split(seen, sizes, dim=1), strict=True):
-            if not part.isfinite().all():
-                raise not_finite(name)
-            # In f64, but never all of it at once.
-            gram += part.double() @ part.double().T
-        # The leading left vectors Q of E examples are enough: Qᵀ · seen is the rest, weighed.
-        leading = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, : self._count]  # (E, D)
-        kept = leading.float().T @ seen  # (D, Σ k · k')
         joined, shares = {}, {}
-        parts = torch.split(kept, sizes, dim=1)
+        parts = torch.split(kept, self._sizes, dim=1)
         for (name, one), part in zip(self._modules.items(), parts, strict=True):
             u, v = self._scales[name]
             trace = one.trace
@@ -101,6 +95,20 @@ class Together:
             r = part.view(-1, len(u), len(v)) / (u[:, None] * v)
             joined[name] = replace(one, directions=r)
         return joined, shares
+
+    def _leading(self) -> Tensor:
+        """(D, Σ k · k') f32: the largest of what was seen"""
+        seen = torch.cat(self._seen)  # (E, Σ k · k')
+        gram = torch.zeros(len(seen), len(seen), dtype=torch.float64)
+        for name, part in zip(self._bases, torch.split(seen, self._sizes, dim=1), strict=True):
+            if not part.isfinite().all():
+                raise not_finite(name)
+            # In f64, but never all of it at once.
+            gram += part.double() @ part.double().T
+        # The leading left vectors Q of E examples are enough: Qᵀ · seen is the rest, weighed.
+        leading = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, : self._count]  # (E, D)
+        kept: Tensor = leading.float().T @ seen
+        return kept
 
 
 def directions_of(rows: int) -> int:

@@ -273,7 +273,7 @@ def _is_dead(trial: FrozenTrial, folder: Path) -> bool:
 
 
 def _machine() -> str:
-    """This machine and no other: containers of two may share name and paths, not a kernel's boot."""
+    """This machine and no other: containers of two may share name and paths, no boot."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     mark = boot.read_text().strip() if boot.is_file() else f"{uuid.getnode():x}"
     return f"{socket.gethostname()} {mark}"

@@ -19,6 +19,7 @@ from ella_cli.curvature import (
     measure_curvature,
     sketch,
 )
+from ella_cli.curvature.directions import Together
 from ella_cli.curvature.estimate import fisher_probe
 from ella_cli.kernels import Kronecker
 from ella_cli.model.base import Base, load_base
@@ -172,6 +173,43 @@ def test_as_many_directions_are_kept_as_rows_were_looked_at(base: Base) -> None:
         modules = measure_curvature(base, model, _rows(base, count), rank=6, seed=3).modules
         assert {len(one.directions) for one in modules.values()} == {count}  # type: ignore[arg-type]
     assert directions_of(10 * MOST_DIRECTIONS) == MOST_DIRECTIONS
+
+
+def test_of_many_rows_no_more_is_held_than_of_few(base: Base) -> None:
+    model, rows = _with_trained_lora(base), _rows(base, 4)
+    modules = measure_curvature(base, model, rows, rank=6, seed=3).modules
+    shapes = {name: one.shape for name, one in modules.items()}
+    together = Together(modules, 4000)
+    drawn = torch.Generator().manual_seed(0)
+    strongest = {
+        name: (
+            torch.randn(m, generator=drawn, dtype=torch.float64),
+            torch.randn(n, generator=drawn, dtype=torch.float64),
+        )
+        for name, (m, n) in shapes.items()
+    }
+    for _ in range(40):
+        # One number an example, the same in every module: one direction of them all.
+        along = torch.randn(100, 1, 1, generator=drawn)
+        together.add(
+            {
+                name: (
+                    (x + 0.1 * torch.randn(100, 1, len(x), generator=drawn)).float(),
+                    (g * along).float(),
+                )
+                for name, (g, x) in strongest.items()
+            }
+        )
+        assert sum(map(len, together._seen)) < 4 * MOST_DIRECTIONS
+    joined, _ = together.joined(4000)
+    squares = torch.zeros(MOST_DIRECTIONS)
+    for one in joined.values():
+        assert one.directions is not None
+        assert len(one.directions) == MOST_DIRECTIONS
+        _, of_u, of_v = one.directions.shape
+        u, v = one.u[:, :of_u].norm(dim=0), one.v[:, :of_v].norm(dim=0)
+        squares += (one.directions * u[:, None] * v).square().sum(dim=(1, 2))
+    assert squares[0] > squares[1:].sum()
 
 
 @pytest.mark.parametrize("directions", [1, 32, 64, MOST_DIRECTIONS])

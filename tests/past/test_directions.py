@@ -37,6 +37,38 @@ def test_cut_columns_take_their_part_of_the_directions_along(three: list[Path]) 
     assert (whole.basis, cut.basis) == (3, 2)
 
 
+def test_where_columns_are_cut_directions_take_no_more_room_than_what_is_left(
+    three: list[Path],
+) -> None:
+    adapter = read_adapter(three[0])
+    plain = read_curvature(adapter)
+    assert plain is not None
+    drawn = torch.Generator().manual_seed(0)
+    modules = {}
+    for name in plain.names:
+        one = plain.kronecker(name)
+        many = torch.randn(200, one.u.shape[1], one.v.shape[1], generator=drawn)
+        modules[name] = replace(one, directions=many)
+    write_curvature(adapter.path, modules, plain.record)
+    whole = read_curvature(read_adapter(three[0]))
+    assert whole is not None
+    # As measured, however many: that they fit was seen to then.
+    assert whole.directions == 200
+    cut = whole.truncated(2, 1)
+    held = [cut.kronecker(name) for name in cut.names]
+    factors = sum(one.u.numel() + one.v.numel() for one in held)
+    count = cut.directions
+    assert count < 200
+    assert sum(one.directions.numel() for one in held) <= factors  # type: ignore[union-attr]
+    for one in held:
+        assert one.directions is not None
+        assert len(one.directions) == count
+    # The largest come first.
+    own = whole.kronecker(Q).directions
+    assert own is not None
+    assert torch.equal(cut.kronecker(Q).directions, own[:count, :2, :1])  # type: ignore[arg-type]
+
+
 def test_a_past_says_that_directions_lost_columns(
     make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
