@@ -23,7 +23,7 @@ from benchmarks.curvature import chances, nll
 from benchmarks.unseen import with_unseen_rows
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import EvaluateSettings, RunSettings
-from ella_cli.evaluate.grid import score_task
+from ella_cli.evaluate.grid import encode_prompts, score_task
 from ella_cli.files import read_json, write_json
 from ella_cli.inspect.curvature import rises_of
 from ella_cli.inspect.run_stages import read_run_stages
@@ -48,7 +48,8 @@ def look(base: Base, adapters: list[Adapter], tasks: list[Task], settings: RunSe
         for task in tasks:
             rows = encode_rows(base, [replace(task, train=task.test)], settings)
             log_chances, labels = chances(base, rows)
-            score = score_task(base, task, evaluation).score
+            prompts = encode_prompts(base, task, evaluation)
+            score = score_task(base, task, prompts, evaluation).score
             found.append((nll(log_chances, labels), score, log_chances))
     return found
 

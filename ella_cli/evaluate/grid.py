@@ -26,6 +26,7 @@ from ella_cli.model.fold import Fold
 from ella_cli.past import Past
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.tasks import Task, build_prompt, score_rows
+from ella_cli.tasks.batches import Encoder
 
 FORMAT = 1
 
@@ -96,6 +97,8 @@ def evaluate_grid(
     )
     rows_left = sum(len(tasks[i].test) for cells in missing for i in cells)
     advance = progress.begin("score", rows_left) if rows_left else _nobody
+    # Every stage is asked the same.
+    prompts: dict[int, list[list[int]]] = {}
     for stage, own, row, cells in zip(stages, keys, grid, missing, strict=True):
         if not cells:
             continue
@@ -104,7 +107,15 @@ def evaluate_grid(
             for i in cells:
                 started = time.monotonic()
                 words = f"{stage.name} on {tasks[i].spec.name}"
-                cell = score_task(base, tasks[i], settings, lambda n, w=words: advance(n, w))  # type: ignore[misc]
+                if i not in prompts:
+                    prompts[i] = encode_prompts(base, tasks[i], settings)
+                cell = score_task(
+                    base,
+                    tasks[i],
+                    prompts[i],
+                    settings,
+                    lambda n, w=words: advance(n, w),  # type: ignore[misc]
+                )
                 seconds = round(time.monotonic() - started, 2)
                 document = _document(
                     cell, stage, tasks[i], settings, base.precision, own[i][0], seconds
@@ -121,28 +132,37 @@ def evaluate_grid(
     return grid
 
 
+def encode_prompts(base: Base, task: Task, settings: EvaluateSettings) -> list[list[int]]:
+    """Token ids of the test rows' prompts.
+
+    Raises:
+        TaskError: a label has more tokens than an answer may have, or a prompt's frame than a
+            prompt may.
+    """
+    encoder = _encoder(base, settings)
+    encoder.check_labels(task.spec.name, task.spec.labels, generated=not _is_ranked(task, settings))
+    return [
+        encoder.prompt(build_prompt(task.spec, row, header=settings.header)) for row in task.test
+    ]
+
+
 def score_task(
     base: Base,
     task: Task,
+    prompts: Sequence[list[int]],
     settings: EvaluateSettings,
     answered: Callable[[int], None] = lambda count: None,
 ) -> Cell:
     """The answers of the model as it stands to the test rows of `task`, and their scores.
 
     Args:
+        prompts: what `encode_prompts` gives.
         answered: told after each batch how many rows it had.
     """
-    encoder = base.encoder(settings.max_source_length, settings.max_target_length)
-    # Free text has no set of labels to rank.
-    ranked = settings.decode == "rank" and task.spec.labels
-    encoder.check_labels(task.spec.name, task.spec.labels, generated=not ranked)
-    prompts = [
-        encoder.prompt(build_prompt(task.spec, row, header=settings.header)) for row in task.test
-    ]
-    answer = rank_labels if ranked else generate_answers
+    answer = rank_labels if _is_ranked(task, settings) else generate_answers
     predictions = answer(
         base,
-        encoder,
+        _encoder(base, settings),
         prompts,
         task.spec.labels,
         batch_size=settings.per_device_eval_batch_size,
@@ -150,6 +170,15 @@ def score_task(
     )
     rows = score_rows(task.spec, predictions, task.test)
     return Cell(fmean(rows), tuple(rows), tuple(predictions))
+
+
+def _encoder(base: Base, settings: EvaluateSettings) -> Encoder:
+    return base.encoder(settings.max_source_length, settings.max_target_length)
+
+
+def _is_ranked(task: Task, settings: EvaluateSettings) -> bool:
+    # Free text has no set of labels to rank.
+    return settings.decode == "rank" and bool(task.spec.labels)
 
 
 def evaluation_of(settings: EvalFields) -> EvaluateSettings:

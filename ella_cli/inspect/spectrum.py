@@ -150,24 +150,43 @@ class _Sides:
         self._shared = torch.zeros(tasks, tasks, dtype=torch.float64)  # (K, K)
         self._angles = torch.zeros(tasks, tasks, dtype=torch.float64)  # (K, K)
         self._counts = torch.zeros(tasks, tasks, dtype=torch.float64)  # (K, K)
-        self._chances: list[float] = []
+        self._chances: list[Tensor] = []
 
     def add(self, spans: Sequence[Tensor | None]) -> None:
-        bases = [None if span is None else orthonormal(span) for span in spans]
-        for i, one in enumerate(bases):
-            for j, other in enumerate(bases):
-                if one is None or other is None or 0 in (one.shape[1], other.shape[1]):
-                    continue
-                cosines = torch.linalg.svdvals(one.T @ other).clamp(max=1.0)
-                self._shared[i, j] += cosines.square().mean()
-                self._angles[i, j] += torch.rad2deg(torch.arccos(cosines[0]))
-                self._counts[i, j] += 1
-                if i != j:
-                    # E‖Q₁ᵀQ₂‖² = R₁R₂ / M for random spaces; of min(R₁, R₂) squared cosines.
-                    self._chances.append(max(one.shape[1], other.shape[1]) / one.shape[0])
+        spanned = ((i, orthonormal(span)) for i, span in enumerate(spans) if span is not None)
+        bases = {i: basis for i, basis in spanned if basis.shape[1]}  # (M, R_i) each
+        if not bases:
+            return
+        widths = torch.tensor([basis.shape[1] for basis in bases.values()])  # (P,)
+        widest, length = int(widths.max()), len(next(iter(bases.values())))
+        # Columns of zeros beside narrower ones add cosines of zero, which count nothing below.
+        alike = torch.zeros(len(bases), widest, length, dtype=torch.float64)  # (P, R, M)
+        for row, basis in zip(alike, bases.values(), strict=True):
+            row[: basis.shape[1]] = basis.T
+        flat = alike.flatten(0, 1)
+        products = (flat @ flat.T).view(len(bases), widest, len(bases), widest)
+        first, second = torch.triu_indices(len(bases), len(bases))  # (pairs,) each
+        of_pairs = products.transpose(1, 2)[first, second]  # (pairs, R, R)
+        cosines = torch.linalg.svdvals(of_pairs).clamp(max=1.0)  # (pairs, R)
+        fewer = torch.minimum(widths[first], widths[second])
+        shared = cosines.square().sum(dim=1) / fewer
+        angles = torch.rad2deg(torch.arccos(cosines[:, 0]))
+        numbers = torch.tensor(list(bases))
+        i, j = numbers[first], numbers[second]
+        apart = first != second
+        for sums, values in (
+            (self._shared, shared),
+            (self._angles, angles),
+            (self._counts, torch.ones_like(shared)),
+        ):
+            sums[i, j] += values
+            sums[j[apart], i[apart]] += values[apart]
+        # E‖Q₁ᵀQ₂‖² = R₁R₂ / M for random spaces; of min(R₁, R₂) squared cosines.
+        self._chances.append(torch.maximum(widths[first], widths[second])[apart] / length)
 
     def result(self) -> SubspaceOverlap:
-        chance = sum(self._chances) / len(self._chances) if self._chances else 0.0
+        chances = torch.cat(self._chances) if self._chances else torch.zeros(0)
+        chance = float(chances.double().mean()) if len(chances) else 0.0
         return SubspaceOverlap(
             self._side, self._means(self._shared), self._means(self._angles), chance
         )

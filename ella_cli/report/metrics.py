@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ella_cli.accuracy import AccuracyMatrix
 from ella_cli.report.results import RunResults
@@ -77,6 +78,7 @@ def metric_values(run: RunResults) -> dict[str, float | None]:
     return {metric.key: metric.value(run.accuracy) for metric in METRICS}
 
 
+@lru_cache(maxsize=32)
 def bootstrap(run: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Interval | None]:
     """Interval per metric key; None where the metric or the rows behind it are missing."""
     if not all(_has_rows(run, stage) for stage in run.accuracy.order):

@@ -51,7 +51,7 @@ class Stage:
     manifest: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunResults:
     """One run.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -49,7 +50,7 @@ class Encoder:
         """
         encoded = self.tokenizer(str(prompt), add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
-        before, after = self._frame()
+        before, after = self._frame
         excess = len(before) + len(ids) + len(after) - self.max_source
         if excess > 0:
             ids = _shorten_text(ids, encoded["offset_mapping"], prompt, excess)
@@ -97,6 +98,7 @@ class Encoder:
         joined = source + target if self.kind == "decoder" else source
         return {"input_ids": joined, "labels": target}
 
+    @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
         """The special tokens this tokenizer puts before and after a text."""
         plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
