@@ -4,12 +4,10 @@ Names are those of `transformers.TrainingArguments` and PEFT's `LoraConfig` wher
 same. A field's description is its flag's help; its `panel` groups the help screen; `flag` renames
 the flag where Python does not allow the word (`lambda`).
 
-    ModelFields ─┐
-    DataFields  ─┼─ TrainSettings ──┐
-    LoraFields  ─┤                  ├─ RunSettings   (a whole order: train, accumulate, evaluate)
-    OptimFields ─┤  EvalFields ─────┤
-    CurvatureFields                 │
-                                    └─ EvaluateSettings
+    TrainSettings     Model, Data, Lora, Optim, Curvature, Method   one task
+    RunSettings       the same and Eval                             a whole order
+    EvaluateSettings  Model, Data, Eval                             stages against tasks
+    MeasureSettings   Model, Data, Curvature                        an adapter's curvature
 """
 
 from __future__ import annotations

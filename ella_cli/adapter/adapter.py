@@ -200,7 +200,7 @@ def _adapter_json(file: Path, folder: Path) -> Any:
 
 
 def _pair(file: TensorFile, path: Path) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
-    """Module -> {"A": tensor name, "B": ...}, with "kind" where it is an embedding."""
+    """Module -> {"A": tensor name, "B": ...}, and the names of all other tensors."""
     factors: dict[str, dict[str, str]] = {}
     others: list[str] = []
     for key in file.entries:

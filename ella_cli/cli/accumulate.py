@@ -95,7 +95,7 @@ def accumulate(
     elif not compact:
         raise SettingsError("--tolerance is of --compact", hint="give both, or leave it out")
     if compact:
-        # Before anything is changed: all of it is done, or nothing.
+        # Before anything is changed: nothing is added where it could not be compacted then.
         check_tolerance(tolerance)
         existing = read_past(past) if past.is_file() else None
         if existing is not None:

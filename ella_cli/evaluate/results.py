@@ -35,9 +35,6 @@ def results_document(
         base: the untouched model's cells, None where it was not run.
         single: by task name, the row scores of each task trained alone, for plasticity FWT.
         facts: what the scores belong to: method, lambda, seed, decode, ...
-
-    Raises:
-        SettingsError: the tasks trained alone were scored on other test rows.
     """
     order = tuple(task.spec.name for task in tasks)
     matrix = AccuracyMatrix(

@@ -4,8 +4,11 @@ assignment.py   what a stage is to learn, and what its manifest says of it
 methods.py      what each method starts from and what it adds to the loss
 strength.py     λ, given or found from a strength without units
 mixin.py        λ · penalty in any Trainer, once a step, at exactly its weight
+basis.py        AdamW's steps in the eigenvectors of the past's curvature
+replay.py       which rows of earlier tasks are learned again
 checks.py       what would fail in a stage, found before anything is written
 trainer.py      the answers' cross-entropy, the curves, the stop at the first NaN
+watch.py        what is seen of the steps: curves, a line of progress, signs
 signs.py        a penalty that does too much, or nothing
 row_order.py    which rows a step sees, from the seed and the epoch alone
 checkpoints.py  inside a task: written whole, gone on from only if whole

@@ -20,6 +20,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
+def clear_cut_off(folder: Path) -> None:
+    """Removes what a kill cut off, which would count among the few that are kept."""
+    for found in folder.glob("checkpoint-*"):
+        if not (found / _SEAL).is_file():
+            shutil.rmtree(found, ignore_errors=True)
+
+
 @contextmanager
 def whole_checkpoint(folder: Path, wait: Callable[[], None], *, main: bool) -> Iterator[None]:
     """Seals the checkpoint that the block writes into `folder`; on an error it is gone.

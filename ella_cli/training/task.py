@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
@@ -31,7 +32,7 @@ from ella_cli.training.assignment import (
 from ella_cli.training.basis import PastBasis
 from ella_cli.training.card import model_card
 from ella_cli.training.carried import carried_lora
-from ella_cli.training.checkpoints import last_checkpoint
+from ella_cli.training.checkpoints import clear_cut_off, last_checkpoint
 from ella_cli.training.measuring import (
     check_measurable,
     measure_task,
@@ -118,7 +119,9 @@ def train_task(
                         note_little(assignment.name, manifest["curvature"], progress)
                 manifest["seconds"] = round(time.monotonic() - started, 2)
                 _write(model, manifest, measured, settings, folder)
-                shutil.rmtree(checkpoints, ignore_errors=True)
+                # Those of other settings too: what they led to is replaced.
+                for left in folder.parent.glob(f".{glob.escape(folder.name)}.checkpoints-*"):
+                    shutil.rmtree(left, ignore_errors=True)
             processes.wait()
             if not processes.is_main():
                 manifest = files.read_json(folder / MANIFEST)
@@ -250,6 +253,8 @@ def _run(
     model: Any = trainer.model
     output = Path(str(trainer.args.output_dir))
     checkpoint = last_checkpoint(output)
+    if processes.is_main():
+        clear_cut_off(output)
     steps = trainer.planned_steps()
     advance = progress.begin(f"train {assignment.name}", steps)
     trainer.add_callback(

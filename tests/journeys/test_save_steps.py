@@ -40,6 +40,9 @@ def _goes_on(ella: Any, folder: Path, *train: object) -> None:
     half.mkdir()
     (half / "optimizer.pt").write_bytes(b"cut")
 
+    # What is left of a training by other settings, which will have been for nothing.
+    (folder / ".killed.checkpoints-0123456789ab" / "checkpoint-4").mkdir(parents=True)
+
     assert "going on from checkpoint-" in ella(*train, "-o", "killed").stderr
     weights = "adapter_model.safetensors"
     assert (folder / "killed" / weights).read_bytes() == (folder / "whole" / weights).read_bytes()
