@@ -171,9 +171,8 @@ class OptimFields(Settings):
     )
     weight_decay: float = _field(0.0, "The optimizer's weight decay.", panel="Training", ge=0)
     max_grad_norm: float = _field(
-        1.0, "Gradients are clipped to this norm; inf clips nothing.", panel="Training", gt=0,
-        allow_inf_nan=True,
-    )  # fmt: skip
+        1.0, "Gradients are clipped to this norm.", panel="Training", gt=0
+    )
     num_train_epochs: float = _field(1.0, "Passes over a task's rows.", panel="Training", gt=0)
     max_steps: int | None = _field(
         None,

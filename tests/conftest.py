@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.forked import ella_forked
+from tests.forked import ella_forked, start_server
 
 # Read by Triton when it is imported, which any library may do while tests are collected.
 if not torch.cuda.is_available():
@@ -98,8 +98,14 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def _forks() -> None:
+    # Before any test has changed the environment for itself.
+    start_server()
+
+
 @pytest.fixture
-def ella(tmp_path: Path) -> Ella:
+def ella(tmp_path: Path, _forks: None) -> Ella:
     """Runs `ella ARGUMENTS` as a process of its own, in `tmp_path`.
 
     With `largest_file`, no file can grow past so many bytes, as on a full disk.

@@ -1,21 +1,23 @@
 """`ella` as a process, forked from one that has loaded torch and its like already.
 
 Loading them takes ten times as long as most commands. The process is as real as any other, with
-arguments, a folder, an environment, output files and an exit code of its own; `ella_cli` itself it
-loads anew. What others have loaded before shows only in what those read when they are loaded, such
-as HF_HUB_CACHE: the fixture `fresh_ella` starts Python anew.
+arguments, a folder, an environment, output and an exit code of its own; `ella_cli` itself it loads
+anew. What others have loaded before shows in what those read when they are loaded, such as
+HF_HUB_CACHE, and in one hash seed for all: the fixture `fresh_ella` starts Python anew.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import resource
 import runpy
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
@@ -39,6 +41,11 @@ _FORKS.set_forkserver_preload(
 )
 
 
+def start_server() -> None:
+    """Starts what is forked from, with the environment as it is now."""
+    multiprocessing.forkserver.ensure_running()
+
+
 def ella_forked(
     arguments: Sequence[str],
     folder: Path,
@@ -46,22 +53,26 @@ def ella_forked(
     largest_file: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`ella ARGUMENTS` in `folder`, with no room for more than `largest_file` bytes in a file."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        files = [f"/proc/{os.getpid()}/fd/{one.fileno()}" for one in (out, errors)]
-        given = (arguments, folder, environment, largest_file, files)
-        process = _FORKS.Process(target=_become_ella, args=given)
-        process.start()
-        try:
-            process.join()
-        finally:
-            process.kill()
-        words = []
-        for one in (out, errors):
-            one.seek(0)
-            words.append(one.read().decode())
-        code = process.exitcode
-        assert code is not None
-        return subprocess.CompletedProcess(["ella", *arguments], code, *words)
+    readers, writers = zip(*(_FORKS.Pipe(duplex=False) for _ in range(2)), strict=True)
+    given = (arguments, folder, environment, largest_file, writers)
+    process = _FORKS.Process(target=_become_ella, args=given)
+    process.start()
+    for writer in writers:
+        writer.close()
+    try:
+        with ThreadPoolExecutor(len(readers)) as threads:
+            words = list(threads.map(_all_of, readers))
+        process.join()
+    finally:
+        process.kill()
+    code = process.exitcode
+    assert code is not None
+    return subprocess.CompletedProcess(["ella", *arguments], code, *words)
+
+
+def _all_of(reader: Connection) -> str:
+    with reader, open(reader.fileno(), "rb", closefd=False) as stream:
+        return stream.read().decode()
 
 
 def _become_ella(
@@ -69,10 +80,14 @@ def _become_ella(
     folder: Path,
     environment: Mapping[str, str],
     largest_file: int | None,
-    files: Sequence[str],
+    writers: Sequence[Connection],
 ) -> None:
-    for number, file in enumerate(files, 1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+    for number, writer in enumerate(writers, 1):
+        os.dup2(writer.fileno(), number)
+        writer.close()
+    # As Python opens them: those of the server know what it was given.
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

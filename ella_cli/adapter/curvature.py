@@ -96,10 +96,12 @@ class Curvature:
         if self.ranks is None:
             return None
         factors = basis = 0
-        for u_key, v_key, *_ in self.keys.values():
+        for u_key, v_key, *rs in self.keys.values():
             (m, of_u), (n, of_v) = self.entry(u_key).shape, self.entry(v_key).shape
             factors += m * of_u + n * of_v
-            basis += of_u * of_v
+            for r in rs:
+                _, rows, columns = self.file.entries[r].shape
+                basis += min(rows, of_u) * min(columns, of_v)
         return max(1, factors // max(basis, 1))
 
     def truncated(self, of_u: int, of_v: int) -> Curvature:

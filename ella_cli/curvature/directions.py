@@ -55,7 +55,11 @@ class Together:
         self._seen: list[Tensor] = []  # (S, Σ k · k') f32 each
 
     def add(self, looked_at: Tokens) -> None:
-        """What one probe of a batch becomes at every module."""
+        """What one probe of a batch becomes at every module.
+
+        Raises:
+            NonFiniteError: what a module was given is infinite or NaN.
+        """
         parts = []
         for name, (u, v) in self._bases.items():
             x, g = looked_at[name]
@@ -64,7 +68,7 @@ class Together:
             parts.append(torch.bmm(of_u.mT, of_v).flatten(1).cpu())
         self._seen.append(torch.cat(parts, dim=1))
         if sum(map(len, self._seen)) >= 4 * MOST_DIRECTIONS:
-            # The room for a few hundred, however many rows there are.
+            # About a thousand take the room, however many rows there are.
             self._seen = [self._leading()]
 
     def joined(self, tokens: int) -> tuple[dict[str, Kronecker], dict[str, float]]:

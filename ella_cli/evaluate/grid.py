@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -97,8 +98,8 @@ def evaluate_grid(
     )
     rows_left = sum(len(tasks[i].test) for cells in missing for i in cells)
     advance = progress.begin("score", rows_left) if rows_left else _nobody
-    # Every stage is asked the same.
-    prompts: dict[int, list[list[int]]] = {}
+    # Every stage is asked the same; as lists they would take nine times the room.
+    prompts: dict[int, list[array[int]]] = {}
     for stage, own, row, cells in zip(stages, keys, grid, missing, strict=True):
         if not cells:
             continue
@@ -108,11 +109,12 @@ def evaluate_grid(
                 started = time.monotonic()
                 words = f"{stage.name} on {tasks[i].spec.name}"
                 if i not in prompts:
-                    prompts[i] = encode_prompts(base, tasks[i], settings)
+                    encoded = encode_prompts(base, tasks[i], settings)
+                    prompts[i] = [array("i", ids) for ids in encoded]
                 cell = score_task(
                     base,
                     tasks[i],
-                    prompts[i],
+                    [ids.tolist() for ids in prompts[i]],
                     settings,
                     lambda n, w=words: advance(n, w),  # type: ignore[misc]
                 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
@@ -150,43 +151,42 @@ class _Sides:
         self._shared = torch.zeros(tasks, tasks, dtype=torch.float64)  # (K, K)
         self._angles = torch.zeros(tasks, tasks, dtype=torch.float64)  # (K, K)
         self._counts = torch.zeros(tasks, tasks, dtype=torch.float64)  # (K, K)
-        self._chances: list[Tensor] = []
+        self._chances: list[float] = []
 
     def add(self, spans: Sequence[Tensor | None]) -> None:
-        spanned = ((i, orthonormal(span)) for i, span in enumerate(spans) if span is not None)
-        bases = {i: basis for i, basis in spanned if basis.shape[1]}  # (M, R_i) each
-        if not bases:
-            return
-        widths = torch.tensor([basis.shape[1] for basis in bases.values()])  # (P,)
-        widest, length = int(widths.max()), len(next(iter(bases.values())))
-        # Columns of zeros beside narrower ones add cosines of zero, which count nothing below.
-        alike = torch.zeros(len(bases), widest, length, dtype=torch.float64)  # (P, R, M)
-        for row, basis in zip(alike, bases.values(), strict=True):
-            row[: basis.shape[1]] = basis.T
-        flat = alike.flatten(0, 1)
-        products = (flat @ flat.T).view(len(bases), widest, len(bases), widest)
-        first, second = torch.triu_indices(len(bases), len(bases))  # (pairs,) each
-        of_pairs = products.transpose(1, 2)[first, second]  # (pairs, R, R)
-        cosines = torch.linalg.svdvals(of_pairs).clamp(max=1.0)  # (pairs, R)
-        fewer = torch.minimum(widths[first], widths[second])
-        shared = cosines.square().sum(dim=1) / fewer
-        angles = torch.rad2deg(torch.arccos(cosines[:, 0]))
-        numbers = torch.tensor(list(bases))
-        i, j = numbers[first], numbers[second]
-        apart = first != second
-        for sums, values in (
-            (self._shared, shared),
-            (self._angles, angles),
-            (self._counts, torch.ones_like(shared)),
-        ):
-            sums[i, j] += values
-            sums[j[apart], i[apart]] += values[apart]
-        # E‖Q₁ᵀQ₂‖² = R₁R₂ / M for random spaces; of min(R₁, R₂) squared cosines.
-        self._chances.append(torch.maximum(widths[first], widths[second])[apart] / length)
+        alike: dict[int, list[tuple[int, Tensor]]] = {}
+        for number, span in enumerate(spans):
+            basis = None if span is None else orthonormal(span)  # (M, R)
+            if basis is not None and basis.shape[1]:
+                alike.setdefault(basis.shape[1], []).append((number, basis))
+        # All pairs of two ranks at once: each by itself is far too little work for its call.
+        for one, other in combinations_with_replacement(alike.values(), 2):
+            first, second = (
+                torch.triu_indices(len(one), len(one))
+                if one is other
+                else torch.cartesian_prod(torch.arange(len(one)), torch.arange(len(other))).T
+            )  # (pairs,) each
+            lefts, rights = (torch.stack([basis for _, basis in group]) for group in (one, other))
+            products = torch.einsum("amr,bms->abrs", lefts, rights)[first, second]
+            cosines = torch.linalg.svdvals(products).clamp(max=1.0)  # (pairs, min(R, R'))
+            i, j = (
+                torch.tensor([number for number, _ in group])[at]
+                for group, at in ((one, first), (other, second))
+            )
+            apart = i != j
+            for sums, values in (
+                (self._shared, cosines.square().mean(dim=1)),
+                (self._angles, torch.rad2deg(torch.arccos(cosines[:, 0]))),
+                (self._counts, torch.ones(len(i), dtype=torch.float64)),
+            ):
+                sums[i, j] += values
+                sums[j[apart], i[apart]] += values[apart]
+            # E‖Q₁ᵀQ₂‖² = R₁R₂ / M for random spaces; of min(R₁, R₂) squared cosines.
+            widest = max(lefts.shape[2], rights.shape[2])
+            self._chances += [widest / lefts.shape[1]] * int(apart.sum())
 
     def result(self) -> SubspaceOverlap:
-        chances = torch.cat(self._chances) if self._chances else torch.zeros(0)
-        chance = float(chances.double().mean()) if len(chances) else 0.0
+        chance = sum(self._chances) / len(self._chances) if self._chances else 0.0
         return SubspaceOverlap(
             self._side, self._means(self._shared), self._means(self._angles), chance
         )

@@ -269,6 +269,10 @@ def _with_less_curvature(change: Change) -> Change:
             f"; directions of {len(narrowed)} are kept in {min(one.basis for one in narrowed)} "
             f"columns instead of {max(one.basis for one in change.curvatures)}"
         )
+    both = zip(change.curvatures, fitted, strict=True)
+    fewer = [new.directions for old, new in both if new.directions < old.directions]
+    if fewer:
+        note += f"; of {len(fewer)} as few as {min(fewer)} directions"
     return dataclasses.replace(change, curvatures=fitted, notes=(*change.notes, note))
 
 

@@ -95,14 +95,19 @@ def fit_curvatures(curvatures: Sequence[Curvature], room: int) -> tuple[Curvatur
     spectra = [_Spectra.of(one) for one in curvatures]
     least = [one.least() for one in spectra]
 
-    def ranks(rank: int) -> list[tuple[int, int]]:
-        return [one.ranks(max(rank, few)) for one, few in zip(spectra, least, strict=True)]
+    def ranks(rank: int) -> list[tuple[int, int] | None]:
+        """Of each task, None where it stays whole."""
+        asked = (one.ranks(max(rank, few)) for one, few in zip(spectra, least, strict=True))
+        return [
+            None if pair == spectrum.whole else pair
+            for pair, spectrum in zip(asked, spectra, strict=True)
+        ]
 
     widest = max(one.whole[0] for one in spectra)
     fits = bisect_right(range(1, widest + 1), room, key=lambda r: _bytes_at(curvatures, ranks(r)))
     return tuple(
-        one if pair == spectrum.whole else one.truncated(*pair)
-        for one, spectrum, pair in zip(curvatures, spectra, ranks(fits), strict=True)
+        one if pair is None else one.truncated(*pair)
+        for one, pair in zip(curvatures, ranks(fits), strict=True)
     )
 
 
@@ -149,8 +154,11 @@ def _lengthened(tails: Sequence[Sequence[float]]) -> Iterator[tuple[float, ...]]
         yield tuple(tail[min(columns, len(tail) - 1)] for tail in tails)
 
 
-def _bytes_at(curvatures: Sequence[Curvature], ranks: Sequence[tuple[int, int]]) -> int:
-    return sum(replace(one, ranks=pair).nbytes for one, pair in zip(curvatures, ranks, strict=True))
+def _bytes_at(curvatures: Sequence[Curvature], ranks: Sequence[tuple[int, int] | None]) -> int:
+    return sum(
+        one.nbytes if pair is None else replace(one, ranks=pair).nbytes
+        for one, pair in zip(curvatures, ranks, strict=True)
+    )
 
 
 def copy_curvatures(curvatures: Sequence[Curvature], writer: TensorFileWriter) -> None:

@@ -19,6 +19,7 @@ from ella_cli.evaluate.grid import evaluation_of
 from ella_cli.evaluate.results import single_rows
 from ella_cli.model.base import Base
 from ella_cli.past import Past, accumulate, read_past
+from ella_cli.past.past import usual_energy
 from ella_cli.past.record import EnergyKind
 from ella_cli.progress import SILENCE, Progress
 from ella_cli.sequence.first_stage import take_first_stage
@@ -105,7 +106,7 @@ def train_stages(
 
     Raises:
         SettingsError: a stage is gone on which later ones were trained, or the past holds other
-            updates than those of the stages.
+            updates than those of the stages, or weighs them otherwise than the settings.
     """
     method = method_of(settings)
     names = stage_names(method, [task.spec.name for task in tasks])
@@ -141,9 +142,13 @@ def _past_of(run: RunFolder, adapters: Sequence[Adapter], settings: RunSettings)
             f"of the {len(adapters)} stages before this one",
             hint=hint,
         )
+    # Without one asked for, the first stage decided, or all where the file was made anew.
+    usual = {usual_energy(adapters[:1]), usual_energy(adapters)}
+    energies = {settings.energy} if settings.energy else usual
+    asked = [EnergyKind.asked(energy, settings.last, settings.decay) for energy in energies]
     kind = past.record.energy
-    asked = EnergyKind.asked(settings.energy or kind.kind, settings.last, settings.decay)
-    if kind != asked or any(task.shrink is not None for task in past.tasks):
+    same = EnergyKind.asked(kind.kind, kind.last, kind.decay) in asked
+    if not same or any(task.shrink is not None for task in past.tasks):
         raise SettingsError(
             f"{run.past} was changed since: it weighs, shrinks or protects otherwise than this run",
             hint=hint,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ella_cli.report.document import Document, Lines, Part, Section, Series, Table, Words
 from ella_cli.report.metrics import METRICS, Spread
-from ella_cli.sweep.outcome import FIGURES, Outcome, best, rivals
+from ella_cli.sweep.outcome import FIGURES, Outcome, best, passed_over, rivals
 from ella_cli.sweep.points import Point
 
 _LABELS = {metric.key: metric.label for metric in METRICS}
@@ -35,6 +35,13 @@ def verdict(found: Sequence[Outcome]) -> list[Words]:
         else:
             beside = "; no other is within one deviation of it"
         words.append(Words(f"best mean OA at λ = {winner.lam}: {_text(oa)}{beside}"))
+        words += [
+            Words(
+                f"λ = {one.lam} has a higher mean, of {len(one.seeds)} seeds instead of "
+                f"{len(winner.seeds)}, and was passed over"
+            )
+            for one in passed_over(found, winner)
+        ]
     words += [
         Words(f"λ = {one.lam}: {reason}", warning=True) for one in found for reason in one.failed
     ]

@@ -129,11 +129,16 @@ def rivals(found: Sequence[Outcome], winner: Outcome) -> list[str] | None:
     near = []
     for one in found:
         oa = one.spreads["oa"]
-        if one is winner or oa is None:
+        if one is winner or oa is None or len(one.seeds) < len(winner.seeds):
             continue
-        if top.mean - oa.mean <= max(top.deviation or 0.0, oa.deviation or 0.0):
+        if top.mean - oa.mean <= max(top.deviation, oa.deviation or 0.0):
             near.append(one.lam)
     return near
+
+
+def passed_over(found: Sequence[Outcome], winner: Outcome) -> list[Outcome]:
+    """Those of a higher mean OA, but of fewer seeds than the winner."""
+    return [one for one in found if one.spreads["oa"] is not None and _mean(one) > _mean(winner)]
 
 
 def outcome_json(one: Outcome) -> dict[str, Any]:

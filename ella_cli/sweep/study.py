@@ -3,7 +3,8 @@
 A run is one trial. Trials are put into the queue once and taken out by Optuna, which hands each
 to one worker. Two workers that fill the queue at the same moment may put a run in twice; the later
 trial then steps back. A worker that is gone is noticed by its heartbeat, or, on this machine, at
-once by the lock on its run's folder, which dies with it; its run goes back into the queue.
+once by the lock on its run's folder, which dies with it, unless the machine was started anew since;
+its run goes back into the queue.
 """
 
 from __future__ import annotations

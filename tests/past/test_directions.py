@@ -17,6 +17,7 @@ from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature_file import CURVATURE, read_curvature, write_curvature
 from ella_cli.errors import AdapterError, PastError
 from ella_cli.past import accumulate, read_past
+from ella_cli.past.curvatures import fit_curvatures
 from tests.past.conftest import MakeAdapter
 from tests.past.test_curvature import Q, falling, of_adapter, three
 
@@ -47,26 +48,50 @@ def test_where_columns_are_cut_directions_take_no_more_room_than_what_is_left(
     modules = {}
     for name in plain.names:
         one = plain.kronecker(name)
-        many = torch.randn(200, one.u.shape[1], one.v.shape[1], generator=drawn)
+        # In two columns of U and one of V, which both have more.
+        many = torch.randn(200, 2, 1, generator=drawn)
         modules[name] = replace(one, directions=many)
     write_curvature(adapter.path, modules, plain.record)
     whole = read_curvature(read_adapter(three[0]))
     assert whole is not None
     # As measured, however many: that they fit was seen to then.
     assert whole.directions == 200
-    cut = whole.truncated(2, 1)
-    held = [cut.kronecker(name) for name in cut.names]
-    factors = sum(one.u.numel() + one.v.numel() for one in held)
-    count = cut.directions
-    assert count < 200
-    assert sum(one.directions.numel() for one in held) <= factors  # type: ignore[union-attr]
-    for one in held:
-        assert one.directions is not None
-        assert len(one.directions) == count
-    # The largest come first.
     own = whole.kronecker(Q).directions
     assert own is not None
-    assert torch.equal(cut.kronecker(Q).directions, own[:count, :2, :1])  # type: ignore[arg-type]
+    for ranks in ((2, 1), (1, 1), (2, 2)):
+        cut = whole.truncated(*ranks)
+        held = [cut.kronecker(name) for name in cut.names]
+        factors = sum(one.u.numel() + one.v.numel() for one in held)
+        count = cut.directions
+        basis = sum(one.directions[0].numel() for one in held)  # type: ignore[index]
+        # As many as have room, and no fewer.
+        assert count < 200
+        assert count * basis <= factors < (count + 1) * basis
+        # The largest come first.
+        kept = cut.kronecker(Q).directions
+        assert kept is not None
+        assert torch.equal(kept, own[:count, : ranks[0], : ranks[1]])
+
+
+def test_no_direction_goes_while_the_room_is_for_all(make_adapter: MakeAdapter) -> None:
+    folder = falling(make_adapter("task", 0), 0, 0.2, 0.0)
+    plain = read_curvature(read_adapter(folder))
+    assert plain is not None
+    modules = {
+        name: replace(plain.kronecker(name), directions=torch.ones(4, 2, 1)) for name in plain.names
+    }
+    write_curvature(folder, modules, plain.record)
+    whole = read_curvature(read_adapter(folder))
+    assert whole is not None
+    (same,) = fit_curvatures([whole], whole.nbytes)
+    assert same is whole
+    # Every room down to what 95 % of the traces take.
+    (least,) = fit_curvatures([whole], 0)
+    assert least.nbytes < whole.nbytes
+    for room in range(least.nbytes, whole.nbytes):
+        (less,) = fit_curvatures([whole], room)
+        assert less.nbytes <= room
+        assert less.directions == 4
 
 
 def test_a_past_says_that_directions_lost_columns(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -156,9 +157,11 @@ def test_a_stage_that_is_gone_is_not_trained_on_what_came_after_it(
     assert run_order(settings, run.path)["matrix"] == rows
 
 
-@pytest.mark.parametrize("changed", [{"decay": 0.5}, {"last": 1}, {"shrink": 10.0}])
+@pytest.mark.parametrize(
+    "changed", [{"decay": 0.5}, {"last": 1}, {"shrink": 10.0}, {"energy": "rss"}]
+)
 def test_a_past_that_was_changed_meanwhile_is_not_trained_on(
-    finished: Path, tmp_path: Path, changed: dict[str, float]
+    finished: Path, tmp_path: Path, changed: dict[str, Any]
 ) -> None:
     run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
     shutil.rmtree(run.stage(2, "demo-place"))

@@ -70,6 +70,8 @@ def test_what_some_seeds_diverged_at_is_not_the_best() -> None:
     winner = best(found)
     assert winner is not None
     assert winner.lam == "100000"
+    assert "1000" not in (rivals(found, winner) or [])
+    assert any("λ = 1000 has a higher mean, of 1 seeds" in one.text for one in verdict(found))
 
 
 def test_one_seed_tells_nothing_apart() -> None:
