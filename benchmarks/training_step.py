@@ -30,7 +30,7 @@ from ella_cli.adapter import read_adapter
 from ella_cli.adapter.curvature_file import write_curvature
 from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.config import TrainSettings
-from ella_cli.curvature import INPUT_COLUMNS, OUTPUT_COLUMNS, directions_of
+from ella_cli.curvature import DIRECTIONS, INPUT_COLUMNS, OUTPUT_COLUMNS
 from ella_cli.kernels import Kronecker
 from ella_cli.model.attention import short_attention
 from ella_cli.model.base import load_base
@@ -44,7 +44,6 @@ from ella_cli.training.manifest import versions
 from ella_cli.training.task import encode_rows
 
 CURVATURE_RANK = 64
-DIRECTIONS = directions_of(64)
 
 
 def synthetic_past(model: nn.Module, tasks: int, folder: Path) -> Past:

@@ -10,6 +10,7 @@ docs/method.md derives the estimate; `adapter.curvature` keeps it, `kernels.curv
 from __future__ import annotations
 
 from ella_cli.curvature.directions import (
+    DIRECTIONS,
     INPUT_COLUMNS,
     MOST_DIRECTIONS,
     OUTPUT_COLUMNS,
@@ -20,6 +21,7 @@ from ella_cli.curvature.learned import importance_of
 from ella_cli.curvature.measure import LOOKS, SHRINKAGE, Measured, measure_curvature
 
 __all__ = [
+    "DIRECTIONS",
     "INPUT_COLUMNS",
     "LOOKS",
     "MOST_DIRECTIONS",

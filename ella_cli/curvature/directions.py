@@ -28,10 +28,11 @@ from ella_cli.kernels import Kronecker
 # outputs in many. 64 columns of G's and 8 of C's leave 2 to 7 % of what an update does unseen where
 # 32 of either leave 10 to 14, in half the room (docs/decisions/0011). For SmolLM2 3.9 MB a task,
 # half of what the factors take.
-OUTPUT_COLUMNS, INPUT_COLUMNS = 64, 8
+OUTPUT_COLUMNS, INPUT_COLUMNS, DIRECTIONS = 64, 8, 64
 
-# As many directions as rows were looked at, all that these give. Past so many the room of the
-# factors would go to directions that hold little, and none be left for columns.
+# Of more rows there are as many directions as the room of the factors leaves, no column given up
+# for them: a model of width 64 keeps more with 64 in all its columns than with 128 in half of them
+# (docs/decisions/0013). Each costs a step a product, and the last ones hold little.
 MOST_DIRECTIONS = 256
 
 
@@ -45,13 +46,14 @@ class Together:
 
     def __init__(self, modules: Mapping[str, Kronecker], rows: int) -> None:
         self._modules = modules
-        self._count = directions_of(rows)
-        self._scales = {name: _norms(one, self._count) for name, one in modules.items()}  # k, k'
+        self._scales = {name: _norms(one) for name, one in modules.items()}  # (k,), (k')
         self._bases = {
             name: (one.u[:, : len(u)] / u, one.v[:, : len(v)] / v)
             for (name, one), (u, v) in zip(modules.items(), self._scales.values(), strict=True)
         }
         self._sizes = [u.shape[1] * v.shape[1] for u, v in self._bases.values()]
+        numbers = sum(one.u.numel() + one.v.numel() for one in modules.values())
+        self._count = directions_of(rows, numbers, sum(self._sizes))
         self._seen: list[Tensor] = []  # (S, Σ k · k') f32 each
 
     def add(self, looked_at: Tokens) -> None:
@@ -115,25 +117,30 @@ class Together:
         return kept
 
 
-def directions_of(rows: int) -> int:
-    """How many directions are kept of so many rows."""
-    return min(rows, MOST_DIRECTIONS)
-
-
-def basis_columns(numbers: int, directions: int) -> tuple[int, int]:
-    """How many columns of U and V are the basis: its directions take no more room than they do.
+def basis_columns(numbers: int) -> tuple[int, int]:
+    """How many columns of U and V are the basis: directions take no more room than they do.
 
     Args:
         numbers: in U and V together.
-        directions: to be kept, at least one.
     """
-    room = max(1, numbers // directions)
+    room = max(1, numbers // DIRECTIONS)
     columns = min(INPUT_COLUMNS, max(1, math.isqrt(room * INPUT_COLUMNS // OUTPUT_COLUMNS)))
     return min(OUTPUT_COLUMNS, room // columns), columns
 
 
-def _norms(one: Kronecker, directions: int) -> tuple[Tensor, Tensor]:
+def directions_of(rows: int, numbers: int, basis: int) -> int:
+    """How many directions are kept: one a row, and past `DIRECTIONS` those there is room for.
+
+    Args:
+        rows: that were looked at.
+        numbers: in all U and V.
+        basis: that one direction has, over all modules.
+    """
+    return min(rows, MOST_DIRECTIONS, max(DIRECTIONS, numbers // max(basis, 1)))
+
+
+def _norms(one: Kronecker) -> tuple[Tensor, Tensor]:
     """Lengths of leading columns; one for a column of zeros, which no direction needs."""
-    rows, columns = basis_columns(one.u.numel() + one.v.numel(), directions)
+    rows, columns = basis_columns(one.u.numel() + one.v.numel())
     u, v = one.u[:, :rows].norm(dim=0), one.v[:, :columns].norm(dim=0)
     return torch.where(u > 0, u, 1.0), torch.where(v > 0, v, 1.0)

@@ -75,20 +75,25 @@ def held_curvature(
         rows: looked at to measure them.
     """
     room = sum(m * n for m, n in shapes.values()) * _FLOAT // _HALF
-    count = directions_of(rows)
     bases = {
-        (m, n): basis_columns(m * min(rank, m) + n * min(rank, n), count)
-        for m, n in set(shapes.values())
+        (m, n): basis_columns(m * min(rank, m) + n * min(rank, n)) for m, n in set(shapes.values())
     }
 
-    def numbers(of_g: int, of_c: int) -> tuple[int, int]:
-        """Of all tasks: in factors and in directions."""
+    def sizes(of_g: int, of_c: int) -> tuple[int, int]:
+        """Numbers of one task's factors, and of one of its directions."""
         factors = basis = 0
         for m, n in shapes.values():
             of_u, of_v = bases[m, n]
             factors += m * min(of_g, m) + n * min(of_c, n)
             basis += min(of_u, of_g, m) * min(of_v, of_c, n)
-        kept = min(count, max(1, factors // basis)) if of_g < rank else count
+        return factors, basis
+
+    count = directions_of(rows, *sizes(rank, rank))
+
+    def numbers(of_g: int, of_c: int) -> tuple[int, int]:
+        """Of all tasks: in factors and in directions."""
+        factors, basis = sizes(of_g, of_c)
+        kept = min(count, max(1, factors // max(basis, 1))) if of_g < rank else count
         return tasks * factors, tasks * kept * basis
 
     ranks = (rank, rank)

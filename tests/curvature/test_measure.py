@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ella_cli.config import LoraFields
 from ella_cli.curvature import (
+    DIRECTIONS,
     INPUT_COLUMNS,
     MOST_DIRECTIONS,
     OUTPUT_COLUMNS,
@@ -172,7 +173,17 @@ def test_as_many_directions_are_kept_as_rows_were_looked_at(base: Base) -> None:
     for count in (1, 3, 8):
         modules = measure_curvature(base, model, _rows(base, count), rank=6, seed=3).modules
         assert {len(one.directions) for one in modules.values()} == {count}  # type: ignore[arg-type]
-    assert directions_of(10 * MOST_DIRECTIONS) == MOST_DIRECTIONS
+
+
+def test_past_a_usual_number_there_are_as_many_directions_as_have_room() -> None:
+    # SmolLM2's q and v, 64 columns each: no column is given up for more of them.
+    numbers, basis = 64 * (2 * 576 + 192 + 576), 2 * OUTPUT_COLUMNS * INPUT_COLUMNS
+    counts = [directions_of(rows, numbers, basis) for rows in (1, 64, 100, 120, 500)]
+    assert counts == [1, 64, 100, 120, 120]
+    # A wide model has room for all that are worth a product.
+    assert directions_of(500, 100 * numbers, basis) == MOST_DIRECTIONS
+    # A narrow one keeps what it has by default.
+    assert directions_of(500, numbers // 10, basis) == DIRECTIONS
 
 
 def test_of_many_rows_no_more_is_held_than_of_few(base: Base) -> None:
@@ -202,30 +213,25 @@ def test_of_many_rows_no_more_is_held_than_of_few(base: Base) -> None:
         )
         assert sum(map(len, together._seen)) < 4 * MOST_DIRECTIONS
     joined, _ = together.joined(4000)
-    squares = torch.zeros(MOST_DIRECTIONS)
+    squares = torch.zeros(together._count)
     for one in joined.values():
         assert one.directions is not None
-        assert len(one.directions) == MOST_DIRECTIONS
         _, of_u, of_v = one.directions.shape
         u, v = one.u[:, :of_u].norm(dim=0), one.v[:, :of_v].norm(dim=0)
         squares += (one.directions * u[:, None] * v).square().sum(dim=(1, 2))
     assert squares[0] > squares[1:].sum()
 
 
-@pytest.mark.parametrize("directions", [1, 32, 64, MOST_DIRECTIONS])
-def test_directions_take_no_more_room_than_the_factors(directions: int) -> None:
+def test_directions_take_no_more_room_than_the_factors() -> None:
     before = (0, 0)
     for numbers in (1, 60, 500, 5_000, 20_000, 49_152, 1_000_000):
-        rows, columns = basis_columns(numbers, directions)
-        assert directions * rows * columns <= max(numbers, directions)
+        rows, columns = basis_columns(numbers)
+        assert DIRECTIONS * rows * columns <= max(numbers, DIRECTIONS)
         assert before[0] <= rows <= OUTPUT_COLUMNS
         assert before[1] <= columns <= INPUT_COLUMNS
         before = rows, columns
-
-
-def test_the_default_has_room_for_whole_bases() -> None:
     # v of SmolLM2: 64 columns of 192 and of 576.
-    assert basis_columns(64 * (192 + 576), directions_of(64)) == (OUTPUT_COLUMNS, INPUT_COLUMNS)
+    assert basis_columns(64 * (192 + 576)) == (OUTPUT_COLUMNS, INPUT_COLUMNS)
 
 
 def test_wide_modules_are_measured_alike(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
