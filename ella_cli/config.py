@@ -229,9 +229,12 @@ class MethodFields(Settings):
 
 class CurvatureFields(Settings):
     curvature_rows: int = _field(
-        64, "Train rows looked at, at a task's end, for its curvature; 0 leaves it out.",
-        panel="Method", ge=0,
-    )  # fmt: skip
+        64,
+        "Train rows looked at, at a task's end, for its curvature: more keep more of it and take "
+        "longer; 0 leaves it out.",
+        panel="Method",
+        ge=0,
+    )
     energy_rank: int = _field(
         64, "Eigenvectors kept of each factor of the curvature.", panel="Method", ge=1
     )
