@@ -103,7 +103,7 @@ class Together:
         return joined, shares
 
     def _leading(self) -> Tensor:
-        """(D, Σ k · k') f32: the largest of what was seen"""
+        """(D, Σ k · k') f32: the largest of what was seen."""
         seen = torch.cat(self._seen)  # (E, Σ k · k')
         gram = torch.zeros(len(seen), len(seen), dtype=torch.float64)
         for name, part in zip(self._bases, torch.split(seen, self._sizes, dim=1), strict=True):

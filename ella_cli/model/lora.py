@@ -115,8 +115,6 @@ def update_norms(model: torch.nn.Module) -> dict[str, float]:
         for names in alike.values():
             bs = torch.stack([pairs[name][0] for name in names]).float()  # (K, M, R)
             as_ = torch.stack([pairs[name][1] for name in names]).float()  # (K, R, N)
-            squares = ((bs.mT @ bs) * (as_ @ as_.mT)).sum(dim=(1, 2)).clamp_min(0).sqrt().tolist()
-            norms |= {
-                name: pairs[name][2] * root for name, root in zip(names, squares, strict=True)
-            }
+            roots = ((bs.mT @ bs) * (as_ @ as_.mT)).sum(dim=(1, 2)).clamp_min(0).sqrt().tolist()
+            norms |= {name: pairs[name][2] * root for name, root in zip(names, roots, strict=True)}
     return {name: norms[name] for name in pairs}

@@ -262,14 +262,13 @@ def _with_less_curvature(change: Change) -> Change:
         f"kept, and of the traces {statistics.fmean(shares):.1%} in the mean and at most "
         f"{max(shares):.1%} cut off"
     )
-    both = zip(change.curvatures, fitted, strict=True)
+    both = list(zip(change.curvatures, fitted, strict=True))
     narrowed = [new for old, new in both if new.basis < old.basis]
     if narrowed:
         note += (
             f"; directions of {len(narrowed)} are kept in {min(one.basis for one in narrowed)} "
             f"columns instead of {max(one.basis for one in change.curvatures)}"
         )
-    both = zip(change.curvatures, fitted, strict=True)
     fewer = [new.directions for old, new in both if new.directions < old.directions]
     if fewer:
         note += f"; of {len(fewer)} as few as {min(fewer)} directions"

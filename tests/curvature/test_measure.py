@@ -155,7 +155,7 @@ def test_few_directions_hold_what_matters_most(base: Base, monkeypatch: pytest.M
     model, rows = _with_trained_lora(base), _rows(base, 8)
 
     # In one and the same basis, whatever their number.
-    monkeypatch.setattr("ella_cli.curvature.directions.basis_columns", lambda *_: (4, 4))
+    monkeypatch.setattr("ella_cli.curvature.directions.basis_columns", lambda numbers: (4, 4))
 
     def square(count: int) -> float:
         monkeypatch.setattr("ella_cli.curvature.directions.MOST_DIRECTIONS", count)

@@ -35,7 +35,7 @@ def _two_processes(folder: Path, *command: object) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
         check=False,
     )
 
