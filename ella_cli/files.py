@@ -17,7 +17,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,8 @@ def replacing(path: Path) -> Iterator[Path]:
     with storage_errors(path):
         path = behind_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        _clear_abandoned(path, Path.is_file)
+        temporary, hold = _held(path, _new_file)
         try:
             yield temporary
             # mkstemp makes 0600; a new file is as readable as any other of the user, and one that
@@ -54,6 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+            os.close(hold)
 
 
 @contextmanager
@@ -69,8 +69,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         path = behind_links(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         _bring_back(path)
-        _clear_abandoned(path)
-        temporary, hold = _held_folder(path)
+        _clear_abandoned(path, Path.is_dir)
+        temporary, hold = _held(path, tempfile.mkdtemp)
         try:
             temporary.chmod(0o777 & ~_umask())
             yield temporary
@@ -96,33 +96,46 @@ def new_folder(path: Path) -> Iterator[Path]:
             os.close(hold)
 
 
-def _held_folder(path: Path) -> tuple[Path, int]:
-    """A new temporary folder for `path`, and a descriptor that says it is at work until closed.
+def _held(path: Path, make: Callable[..., str]) -> tuple[Path, int]:
+    """A new temporary for `path`, and a descriptor that says it is at work until closed.
 
     The lock goes with the process, however it ends.
+
+    Args:
+        make: makes a file or a folder; takes what `tempfile.mkdtemp` does.
     """
     while True:
-        made = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        made = Path(make(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         with suppress(FileNotFoundError):
             hold = os.open(made, os.O_RDONLY)
-            with suppress(OSError):  # not every network's file system locks folders
+            with suppress(OSError):  # not every network's file system has locks
                 fcntl.flock(hold, fcntl.LOCK_EX)
-            if Path(made).is_dir():
-                return Path(made), hold
+            if made.exists():
+                return made, hold
             # Another process took it for abandoned before it was held.
             os.close(hold)
 
 
-def _clear_abandoned(path: Path) -> None:
-    """Removes temporary folders of `new_folder(path)` that killed processes left."""
-    for found in _temporaries(path):
-        if not found.is_dir() or found.is_symlink():
+def _new_file(*, prefix: str, suffix: str, dir: Path) -> str:  # noqa: A002, as tempfile names it
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=dir)
+    os.close(handle)
+    return name
+
+
+def _clear_abandoned(path: Path, kind: Callable[[Path], bool]) -> None:
+    """Removes the temporaries of `path`, files or folders, that killed processes left."""
+    # Eight characters, as tempfile draws them: `.w.safetensors.….tmp` is not what is left of w.
+    for found in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        if found.is_symlink() or not kind(found):
             continue
         with suppress(OSError):
             hold = os.open(found, os.O_RDONLY)
             try:
                 fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(found, ignore_errors=True)
+                if found.is_dir():
+                    shutil.rmtree(found, ignore_errors=True)
+                else:
+                    found.unlink()
             finally:
                 os.close(hold)
 
@@ -145,16 +158,6 @@ def _resolved(path: Path) -> Path:
     if found.is_symlink():
         raise _storage_error(path, "its links lead in a circle")
     return found
-
-
-def left_behind(path: Path) -> list[Path]:
-    """Temporary files of `replacing(path)` that a killed process left."""
-    return [found for found in _temporaries(path) if found.is_file()]
-
-
-def _temporaries(path: Path) -> Iterator[Path]:
-    # Eight characters, as mkstemp draws them: `.w.safetensors.….tmp` is not what is left of w.
-    return path.parent.glob(f".{glob.escape(path.name)}.????????.tmp")
 
 
 def clear_left_behind(parent: Path) -> None:

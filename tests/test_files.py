@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ella_cli.errors import StorageError
-from ella_cli.files import check_replaceable, new_folder, read_json, write_text
+from ella_cli.files import check_replaceable, new_folder, read_json, replacing, write_text
 
 
 def test_only_nothing_an_empty_folder_or_one_of_its_kind_is_replaced(tmp_path: Path) -> None:
@@ -103,14 +103,17 @@ def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+@pytest.mark.parametrize(
+    ("writer", "part"), [("new_folder", "temporary / 'part'"), ("replacing", "temporary")]
+)
 def test_what_a_killed_process_left_is_cleared_and_what_another_writes_is_not(
-    tmp_path: Path,
+    writer: str, part: str, tmp_path: Path
 ) -> None:
     target = tmp_path / "model"
     write = (
-        "from pathlib import Path; from ella_cli.files import new_folder\n"
-        f"with new_folder(Path({str(target)!r})) as folder:\n"
-        "    (folder / 'part').write_text('x'); print(folder, flush=True); input()"
+        f"from pathlib import Path; from ella_cli.files import {writer}\n"
+        f"with {writer}(Path({str(target)!r})) as temporary:\n"
+        f"    ({part}).write_text('theirs'); print(temporary, flush=True); input()"
     )
     pipe = subprocess.PIPE
 
@@ -124,15 +127,16 @@ def test_what_a_killed_process_left_is_cleared_and_what_another_writes_is_not(
     (killed, left), (alive, held) = begun(), begun()
     killed.kill()
     killed.communicate()
-    assert left.is_dir()
-    with new_folder(target) as folder:
+    assert left.exists()
+    with (new_folder if writer == "new_folder" else replacing)(target) as temporary:
         assert not left.exists()
-        assert (held / "part").is_file()
-        (folder / "mine").touch()
+        assert held.exists()
+        (temporary / "mine" if temporary.is_dir() else temporary).write_text("ours")
     alive.communicate("\n")
     assert alive.returncode == 0
     # The last to finish has it.
-    assert {one.name for one in target.iterdir()} == {"part"}
+    written = [target] if target.is_file() else [*target.iterdir()]
+    assert [one.read_text() for one in written] == ["theirs"]
     assert {one.name for one in tmp_path.iterdir()} == {"model"}
 
 

@@ -64,6 +64,7 @@ def train(
     if dry_run:
         print_settings(output, settings, task=task, past=past, output_dir=output_dir)
         return
+    from ella_cli import locks
     from ella_cli.adapter import read_adapter
     from ella_cli.cli.bar import showing_progress
     from ella_cli.model.base import load_base
@@ -73,24 +74,26 @@ def train(
     from ella_cli.training.assignment import Assignment
     from ella_cli.training.replay import kept_rows
     from ella_cli.training.strength import check_strength
-    from ella_cli.training.task import train_task
+    from ella_cli.training.task import check_output, train_task
 
     _check_method(settings, past, earlier, replay)
-    held = read_past(past) if past else None
-    adapters = tuple(read_adapter(folder) for folder in earlier or ())
-    places = [one.order_index for one in held.tasks] if held else map(order_index_of, adapters)
-    index = next_index(list(places))
-    check_strength(settings, index)
-    with showing_progress(output) as progress:
-        rows, *past_tasks = load_tasks([task, *(replay or ())], settings, progress)
-        base = load_base(settings.model, dtype=settings.dtype, device=settings.device)
-        if held is not None:
-            base.check_ground(str(past), held.base.fingerprint)
-        for adapter in adapters:
-            base.check_ground(str(adapter.path), ground_of(adapter))
-        kept = kept_rows(past_tasks, settings.replay_share, settings.seed)
-        assignment = Assignment(rows.spec.name, [rows], index, held, adapters, kept)
-        manifest = train_task(base, assignment, settings, output_dir, progress=progress)
+    check_output(output_dir)
+    with locks.sole(locks.lock_beside(output_dir), output_dir):
+        held = read_past(past) if past else None
+        adapters = tuple(read_adapter(folder) for folder in earlier or ())
+        places = [one.order_index for one in held.tasks] if held else map(order_index_of, adapters)
+        index = next_index(list(places))
+        check_strength(settings, index)
+        with showing_progress(output) as progress:
+            rows, *past_tasks = load_tasks([task, *(replay or ())], settings, progress)
+            base = load_base(settings.model, dtype=settings.dtype, device=settings.device)
+            if held is not None:
+                base.check_ground(str(past), held.base.fingerprint)
+            for adapter in adapters:
+                base.check_ground(str(adapter.path), ground_of(adapter))
+            kept = kept_rows(past_tasks, settings.replay_share, settings.seed)
+            assignment = Assignment(rows.spec.name, [rows], index, held, adapters, kept)
+            manifest = train_task(base, assignment, settings, output_dir, progress=progress)
     output.result({"adapter": str(output_dir), **manifest}, _table(output_dir, manifest))
 
 

@@ -18,7 +18,8 @@ from filelock import FileLock
 from ella_cli.adapter import read_adapter
 from ella_cli.config import Energy
 from ella_cli.errors import PastError, SettingsError, StorageError
-from ella_cli.files import behind_links, left_behind, replacing
+from ella_cli.files import behind_links, replacing
+from ella_cli.locks import lock_beside
 from ella_cli.past.change import Change
 from ella_cli.past.curvatures import fit_curvatures
 from ella_cli.past.dense_file import write_dense
@@ -170,14 +171,14 @@ def _check_readable(written: Path, path: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Waits until no other process changes `path`; then clears away what a killed one left.
+    """Waits until no other process changes `path`.
 
     Raises:
         StorageError: the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.parent / f".{path.name}.lock")
+        lock = FileLock(lock_beside(path))
         lock.acquire()
     except OSError as error:
         raise StorageError(
@@ -185,8 +186,6 @@ def locked(path: Path) -> Iterator[None]:
             hint="check that the folder may be written",
         ) from error
     try:
-        for temporary in left_behind(path):
-            temporary.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from ella_cli import files, processes
+from ella_cli import files, locks, processes
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.config import FREE, RunSettings, optim_in_effect
 from ella_cli.errors import SettingsError
@@ -34,32 +33,17 @@ class RunFolder(RunPaths):
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Keeps the folder to this command; the system lets go of it when the process ends.
+        """Keeps the folder to this command, and clears away what a killed one left.
 
         Raises:
             SettingsError: another command is at work here.
             StorageError: the folder cannot be written.
         """
-        if not processes.is_main():
-            # The main process holds it for all.
+        with locks.sole(self.lock, self.path):
+            if processes.is_main():
+                # Of a stage that was being written when a command was killed; none is written now.
+                files.clear_left_behind(self.stages)
             yield
-            return
-        with files.storage_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.lock)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise SettingsError(
-                    f"another command is at work in {self.path}",
-                    hint="wait until it has finished, or give another --output-dir",
-                ) from None
-        try:
-            # Of a stage that was being written when a command was killed; none is written now.
-            files.clear_left_behind(self.stages)
-            yield
-        finally:
-            lock.release()
 
     def adapter(self, index: int, name: str) -> Adapter | None:
         """The adapter of a finished stage, None before it is trained."""

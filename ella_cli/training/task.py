@@ -79,7 +79,7 @@ def train_task(
         StorageError: `folder` holds other things or cannot be written, or the disk is full.
     """
     started = time.monotonic()
-    files.check_replaceable(folder, "adapter_config.json")
+    check_output(folder)
     method = METHODS[settings.method]
     rows = encode_rows(base, assignment.tasks, settings)
     past = assignment.past if method.summed else None
@@ -131,6 +131,14 @@ def train_task(
             if processes.is_main() and checkpoints.is_dir() and not any(checkpoints.iterdir()):
                 checkpoints.rmdir()
     return manifest
+
+
+def check_output(folder: Path) -> None:
+    """
+    Raises:
+        StorageError: an adapter cannot be written to `folder`, or would replace other things.
+    """
+    files.check_replaceable(folder, "adapter_config.json")
 
 
 def _note_unprotected(assignment: Assignment, settings: TrainSettings, progress: Progress) -> None:

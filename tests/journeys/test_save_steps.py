@@ -19,7 +19,8 @@ def test_a_task_killed_in_its_middle_ends_with_the_same_adapter(
 ) -> None:
     train = ("train", "--task", "tasks/animals", "--model", tiny_llama, *STEPS)
     _goes_on(ella, tmp_path, *train)
-    assert {path.name for path in tmp_path.iterdir()} == {"tasks", "whole", "killed"}
+    locks = {".whole.lock", ".killed.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"tasks", "whole", "killed", *locks}
 
 
 def test_so_does_one_that_steps_in_its_past_s_coordinates(
