@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from ella_cli.errors import NonFiniteError
 from ella_cli.model.base import Base
 from ella_cli.tasks.batches import IGNORED, Encoder, pad_left, pad_right
 
@@ -88,6 +89,9 @@ def rank_labels(
         prompts: token ids from `Encoder.prompt`.
         labels: the label set, at least one.
         answered: called after each batch with its number of rows.
+
+    Raises:
+        NonFiniteError: the model gives no numbers.
     """
     targets = [encoder.answer(label) for label in labels]
     longest = max(map(len, targets))
@@ -100,6 +104,11 @@ def rank_labels(
             likelihoods = _side_by_side if whole else _one_by_one
         with torch.inference_mode():
             scores = likelihoods(base, [prompts[i] for i in indices], targets)  # (S, labels)
+        if scores.isnan().any():
+            raise NonFiniteError(
+                "the model's likelihoods are no numbers",
+                hint="check the adapter with `ella inspect adapter`, or score in --dtype float32",
+            )
         for i, best in zip(indices, scores.argmax(dim=1).tolist(), strict=True):
             answers[i] = labels[best]
         answered(len(indices))

@@ -119,9 +119,7 @@ def evaluate_grid(
                     lambda n, w=words: advance(n, w),  # type: ignore[misc]
                 )
                 seconds = round(time.monotonic() - started, 2)
-                document = _document(
-                    cell, stage, tasks[i], settings, base.precision, own[i][0], seconds
-                )
+                document = _document(cell, stage, tasks[i], settings, base, own[i][0], seconds)
                 files.write_json(_path(folder, stage, tasks[i]), document)
                 row[i] = cell
     if processes.count() > 1:
@@ -209,7 +207,7 @@ def _names(stage: Stage) -> Sequence[str]:
 def _delta(stage: Stage, name: str) -> Tensor:
     if stage.past is not None:
         return stage.past.delta(name)
-    updates = [adapter.update(name) for adapter in stage.adapters if name in adapter.names]
+    updates = [adapter.update(name) for adapter in stage.adapters if name in adapter.sources]
     shape = (updates[0].b.shape[0], updates[0].a.shape[1])
     total = torch.zeros(shape)  # (M, N) f32
     for update in updates:
@@ -221,12 +219,12 @@ def _held(stage: Stage) -> Sequence[Adapter | Past]:
     return stage.adapters if stage.past is None else (stage.past,)
 
 
-def _keys(base: Base, stage: Stage, task: Task, settings: EvaluateSettings) -> tuple[str, str]:
-    """What a cell depends on; and the same as of a cell that does not tell its precision."""
+def _keys(base: Base, stage: Stage, task: Task, settings: EvaluateSettings) -> tuple[str, str, str]:
+    """What a cell depends on; the same as of one that tells no tokenizer; and no precision."""
     # Where rows and model came from changes no score; the fingerprints tell what they were.
     asked = settings.model_dump(mode="json", exclude={*FREE, "data", "model"})
 
-    def key(dtype: str) -> str:
+    def key(dtype: str, *more: str) -> str:
         facts = [
             FORMAT,
             base.fingerprint,
@@ -235,11 +233,12 @@ def _keys(base: Base, stage: Stage, task: Task, settings: EvaluateSettings) -> t
             task.spec.digest,
             asked | {"dtype": dtype},
             *_otherwise(base, settings),
+            *more,
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     # Not how the weights' precision was asked for, but what it is.
-    return key(base.precision), key(settings.dtype)
+    return key(base.precision, base.tokenizer_digest), key(base.precision), key(settings.dtype)
 
 
 def _otherwise(base: Base, settings: EvaluateSettings) -> list[object]:
@@ -258,11 +257,13 @@ def _path(folder: Path, stage: Stage, task: Task) -> Path:
     return folder / stage.name / f"{task.spec.name}.json"
 
 
-def _finished(path: Path, keys: tuple[str, str]) -> Cell | None:
+def _finished(path: Path, keys: tuple[str, str, str]) -> Cell | None:
     if not path.is_file():
         return None
     document = files.read_object(path)
-    key = keys[0] if "precision" in document else keys[1]
+    # An older ella noted less.
+    told = ["tokenizer" in document, "precision" in document, True]
+    key = keys[told.index(True)]
     if document.get("key") != key or not {"score", "rows", "predictions"} <= document.keys():
         return None
     return Cell(document["score"], tuple(document["rows"]), tuple(document["predictions"]))
@@ -273,7 +274,7 @@ def _document(
     stage: Stage,
     task: Task,
     settings: EvaluateSettings,
-    precision: str,
+    base: Base,
     key: str,
     seconds: float,
 ) -> dict[str, Any]:
@@ -286,7 +287,8 @@ def _document(
         "task": task.spec.name,
         "metric": task.spec.metric,
         "decode": settings.decode,
-        "precision": precision,
+        "precision": base.precision,
+        "tokenizer": base.tokenizer_digest,
         "score": cell.score,
         "rows": list(cell.rows),
         "predictions": list(cell.predictions),

@@ -56,6 +56,7 @@ def results_document(
         **matrix.to_json(),
         **facts,
         "test_rows": {task.spec.name: len(task.test) for task in tasks},
+        "test_digests": {task.spec.name: task.test_digest for task in tasks},
         "row_scores": row_scores,
     }
 
@@ -84,7 +85,8 @@ def single_rows(
         )
     _check_scored_alike(document, facts, run)
     scores = _row_scores(document, file)
-    return _as_many({name: rows[name] for name, rows in scores.items() if name in rows}, tasks)
+    alone = {name: rows[name] for name, rows in scores.items() if name in rows}
+    return _of_the_same(alone, tasks, document)
 
 
 def known_single_rows(
@@ -101,11 +103,11 @@ def known_single_rows(
     if alone is None:
         return None
     _check_scored_alike(document, facts, file)
-    return _as_many(alone, tasks)
+    return _of_the_same(alone, tasks, document)
 
 
 def _check_scored_alike(document: Mapping[str, Any], facts: Mapping[str, Any], where: Path) -> None:
-    for what in ("base_model", "decode", "header", "precision", "validation"):
+    for what in ("base_model", "decode", "header", "precision", "tokenizer", "validation"):
         theirs, ours = (_told(one.get(what)) for one in (document, facts))
         if what in document and ours is not None and theirs != ours:
             raise SettingsError(
@@ -124,8 +126,16 @@ def _row_scores(document: Mapping[str, Any], file: Path) -> dict[str, dict[str, 
         ) from error
 
 
-def _as_many(scores: Mapping[str, list[float]], tasks: Sequence[Task]) -> dict[str, list[float]]:
-    """Those of `tasks`, each of as many rows as it is scored on here."""
+def _of_the_same(
+    scores: Mapping[str, list[float]], tasks: Sequence[Task], document: Mapping[str, Any]
+) -> dict[str, list[float]]:
+    """Those of `tasks`, each of the very rows and questions that it is scored on here.
+
+    Args:
+        document: the results that the scores are of.
+    """
+    known = document.get("test_digests")
+    digests = known if isinstance(known, Mapping) else {}
     alone = {}
     for task in tasks:
         name = task.spec.name
@@ -137,12 +147,22 @@ def _as_many(scores: Mapping[str, list[float]], tasks: Sequence[Task]) -> dict[s
                 f"{name} was scored alone on {len(rows)} test rows, here on {len(task.test)}",
                 hint="make the run of single with the same --limit-test",
             )
+        # An older ella did not note what was asked.
+        if digests.get(name, task.test_digest) != task.test_digest:
+            raise SettingsError(
+                f"{name} was scored alone on other test rows, or asked or scored otherwise",
+                hint="make the run of single with the same data and task.yaml",
+            )
         alone[name] = rows
     return alone
 
 
 def _told(fact: object) -> object:
-    """Of a base model its fingerprint: its name may be a folder here and a hub id there."""
+    """Of a base model its fingerprint: its name may be a folder here and a hub id there. Digests
+    are told by their beginnings.
+    """
+    if isinstance(fact, str):
+        return fact[:12]
     if not isinstance(fact, Mapping):
         return fact
     return str(fact["fingerprint"])[:12] if fact.get("fingerprint") else None

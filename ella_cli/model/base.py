@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -52,6 +54,17 @@ class Base:
     def precision(self) -> str:
         """Of the weights: what `--dtype` takes, and `auto` has become."""
         return str(self.model.dtype).removeprefix("torch.")
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256, hex, over all that makes tokens of text; the weights' fingerprint lacks it."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = json.loads(backend.to_str()) if backend else self.tokenizer.get_vocab()
+        # What the last call asked for.
+        kept = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
+        facts = [kept, self.tokenizer.special_tokens_map]
+        text = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def encoder(self, max_source: int, max_target: int) -> Encoder:
         """Prompts and answers -> rows for `collator`; as long as asked and as the model can read.

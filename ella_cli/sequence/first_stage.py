@@ -63,8 +63,9 @@ def take_first_stage(
                 for field in CurvatureFields.model_fields:
                     one.pop(field, None)
         # An older ella did not note these.
-        if None in (theirs["task_digest"], ours["task_digest"]):
-            del theirs["task_digest"], ours["task_digest"]
+        for fact in ("task_digest", "tokenizer"):
+            if None in (theirs[fact], ours[fact]):
+                del theirs[fact], ours[fact]
         asked = None in (theirs["precision"], ours["precision"])
         for one in (theirs, ours):
             # What the weights were, not how that was asked for, where it is known.
@@ -140,5 +141,6 @@ def _deciding(run: RunFolder, task: str) -> dict[str, Any]:
         "data_fingerprint": record["data_fingerprints"].get(task),
         "task_digest": (record.get("task_digests") or {}).get(task),
         "precision": record.get("precision"),
+        "tokenizer": record.get("tokenizer"),
         "processes": record.get("processes", 1),
     }

@@ -74,6 +74,7 @@ def run_order(
         "task_digests": {task.spec.name: task.spec.digest for task in tasks},
         # What --dtype auto was here; on another machine it may be something else.
         "precision": base().precision,
+        "tokenizer": base().tokenizer_digest,
         # They decide the global batch.
         "processes": processes.count(),
     }

@@ -24,6 +24,7 @@ FORMAT = 1
 _FACTS = {
     "data_fingerprints": "its tasks' rows",
     "task_digests": "its tasks' instructions, labels or metrics",
+    "tokenizer": "its tokenizer's rules",
 }
 
 
@@ -144,9 +145,11 @@ class RunFolder(RunPaths):
             # What an older ella measured counts in full.
             "importance": 1.0,
             "optim": "adamw",
-            # An older ella did not note how prompts and scores are made, nor what auto became.
+            # An older ella did not note how prompts, tokens and scores are made, nor what auto
+            # became.
             "task_digests": facts.get("task_digests"),
             "precision": facts.get("precision"),
+            "tokenizer": facts.get("tokenizer"),
             **theirs["settings"],
             **{n: theirs[n] for n in facts if n in theirs},
         }

@@ -155,5 +155,6 @@ def evaluation_facts(evaluation: EvaluateSettings, base: Base) -> Mapping[str, A
         "header": evaluation.header,
         "validation": evaluation.validation,
         "precision": base.precision,
+        "tokenizer": base.tokenizer_digest,
         "base_model": {"model": evaluation.model, "fingerprint": base.fingerprint},
     }

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ella_cli.errors import TaskError
 from ella_cli.tasks.spec import TaskSpec, normal_form
@@ -43,6 +44,12 @@ class Task:
     fingerprint: str
     warnings: tuple[str, ...] = ()
     origin: str = ""
+
+    @cached_property
+    def test_digest(self) -> str:
+        """SHA-256, hex, over what is asked and how answers are scored, whatever was trained on."""
+        facts = f"{self.spec.digest} {fingerprint((), self.test)}"
+        return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def make_task(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+from ella_cli.errors import NonFiniteError
 from ella_cli.evaluate.decode import (
     _encdec_likelihoods,
     _one_by_one,
@@ -121,15 +123,29 @@ def _alone(base: Base, prompt: list[int], target: list[int]) -> float:
 
 
 def test_ranking_gives_the_likeliest_label_whatever_the_batch(base: Base, encoder: Encoder) -> None:
-    prompts = _prompts(base)
+    prompts, targets = _prompts(base), [encoder.answer(label) for label in LABELS]
+    with torch.inference_mode():
+        likely = torch.tensor([[_alone(base, p, t) for t in targets] for p in prompts])
     told: list[int] = []
     for size in (1, 2, 3):
         answers = rank_labels(base, encoder, prompts, LABELS, batch_size=size, answered=told.append)
-        assert answers == rank_labels(
-            base, encoder, prompts, LABELS, batch_size=3, answered=lambda _: None
-        )
-        assert set(answers) <= set(LABELS)
+        assert answers == [LABELS[i] for i in likely.argmax(dim=1)]
     assert told == [1, 1, 1, 2, 1, 3]
+
+
+def test_a_model_that_gives_no_numbers_has_no_likeliest_label(base: Base, encoder: Encoder) -> None:
+    head = base.model.get_output_embeddings()
+    assert head is not None
+    weight = cast(torch.Tensor, head.weight)
+    before = weight.detach().clone()
+    try:
+        weight.data[0, 0] = float("nan")
+        with pytest.raises(NonFiniteError, match="are no numbers"):
+            rank_labels(
+                base, encoder, _prompts(base), LABELS, batch_size=3, answered=lambda _: None
+            )
+    finally:
+        weight.data.copy_(before)
 
 
 def test_generation_does_not_depend_on_padding(base: Base, encoder: Encoder) -> None:

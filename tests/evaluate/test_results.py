@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,22 @@ def test_other_test_rows_are_refused(tasks: list[Task], tmp_path: Path) -> None:
     files.write_json(tmp_path / "results.json", document)
     with pytest.raises(SettingsError, match="demo-mood was scored alone on 3 test rows, here on 4"):
         single_rows(tmp_path, tasks, {})
+
+
+def test_as_many_rows_of_another_question_are_refused(tasks: list[Task], tmp_path: Path) -> None:
+    document = results_document(tasks, _rows(), None, None, {"method": "single"})
+    files.write_json(tmp_path / "results.json", document)
+    other = replace(tasks[0], spec=replace(tasks[0].spec, instruction="Which one?"))
+    rows = replace(tasks[1], test=tasks[1].test[::-1])
+    for asked in ([other, tasks[1]], [tasks[0], rows]):
+        with pytest.raises(SettingsError, match="was scored alone on other test rows, or asked"):
+            single_rows(tmp_path, asked, {})
+    # What was learned from is no matter of the score.
+    assert single_rows(tmp_path, [replace(tasks[0], train=(), fingerprint="")], {})
+    # An older ella did not say.
+    del document["test_digests"]
+    files.write_json(tmp_path / "results.json", document)
+    assert single_rows(tmp_path, [other], {})
 
 
 def test_only_a_run_of_single_is_taken(tasks: list[Task], tmp_path: Path) -> None:

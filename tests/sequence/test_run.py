@@ -252,10 +252,11 @@ def test_a_cell_of_before_precision_was_noted_is_known_by_what_was_asked_for(
     cell = run.scores / "01-demo-topic/demo-topic.json"
     keys = grid._keys
     with monkeypatch.context() as patch:
-        patch.setattr(grid, "_keys", lambda *facts: (keys(*facts)[1],) * 2)
+        patch.setattr(grid, "_keys", lambda *facts: (keys(*facts)[-1],) * 3)
         evaluate_run(run.path, EvaluateSettings())
     document = json.loads(cell.read_text())
     assert document.pop("precision") == "float32"
+    assert document.pop("tokenizer")
     cell.write_text(json.dumps(document))
     before = cell.stat().st_mtime_ns
     evaluate_run(run.path, EvaluateSettings())
@@ -315,6 +316,32 @@ def test_a_task_that_asks_otherwise_makes_another_run_and_other_scores(
         run_order(settings, tmp_path / "other", first_stage=run)
     evaluate_run(run, EvaluateSettings())
     assert json.loads(cell.read_text())["key"] != before
+
+
+def test_another_tokenizer_makes_another_run_and_other_scores(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    settings = RunSettings(
+        order="demo-topic", model=str(model), dtype="float32", max_steps=1, decode="rank",
+        limit=4, curvature_rows=0,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    run_order(settings, run)
+    cell = run / "scores/01-demo-topic/demo-topic.json"
+    before = json.loads(cell.read_text())
+    # The same weights read other tokens.
+    rules = json.loads((model / "tokenizer.json").read_text())
+    rules["normalizer"] = {"type": "Lowercase"}
+    (model / "tokenizer.json").write_text(json.dumps(rules))
+    with pytest.raises(SettingsError, match="its tokenizer's rules have changed since"):
+        run_order(settings, run)
+    with pytest.raises(SettingsError, match="its tokenizer is"):
+        run_order(settings, tmp_path / "other", first_stage=run)
+    evaluate_run(run, EvaluateSettings())
+    after = json.loads(cell.read_text())
+    assert after["key"] != before["key"]
+    assert after["tokenizer"] != before["tokenizer"]
 
 
 def test_a_prompt_that_cannot_fit_is_told_before_anything_is_trained(
