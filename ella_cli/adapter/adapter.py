@@ -115,8 +115,8 @@ class Adapter:
     def digest(self) -> str:
         """SHA-256, in hex, over all factors and what scales them; the folder's name is not in it.
 
-        One line a module, in the order of `names`: name, scale, then dtype, shape and SHA-256 of
-        B and of A (docs/file-formats.md).
+        One line a module, in the order of `names`: name, scale, dtype and SHA-256 of B and of A,
+        then the shape of ΔW and the rank (docs/file-formats.md).
         """
         return factors_digest(self.file, self.sources)
 

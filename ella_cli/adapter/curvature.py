@@ -22,7 +22,7 @@ from ella_cli.adapter.curvature_record import (
     IMPORTANCE_VERSION,
     CurvatureRecord,
     check_known,
-    factors_digest,
+    curvature_digest,
 )
 from ella_cli.adapter.tensor_file import FLOATS, TensorFile, bytes_of
 from ella_cli.adapter.tensor_header import Entry
@@ -48,6 +48,7 @@ class Curvature:
     file: TensorFile = field(repr=False)
     keys: Mapping[str, tuple[str, ...]] = field(repr=False)
     ranks: tuple[int, int] | None = None
+    _verified: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -134,7 +135,7 @@ class Curvature:
         Raises:
             AdapterError: the file is damaged.
         """
-        _ = self.verified
+        self.verify()
         before = self.record.dropped.get(name, (0.0, 0.0))
         g, c = (
             [1 - (1 - old) * (1 - share) for share in _shares_past(self.factor(key))]
@@ -156,16 +157,18 @@ class Curvature:
         Raises:
             AdapterError: the file's factors are not what its digest says.
         """
-        _ = self.verified
+        self.verify()
         u, v, *r = (self.factor(key).float() for key in self.keys[name])
         return Kronecker(u, v, *self.record.floors_of(name), r[0] if r else None, task)
 
-    @cached_property
-    def verified(self) -> bool:
-        """
+    def verify(self) -> None:
+        """Reads all factors, once.
+
         Raises:
             AdapterError: the factors are not what the digest says, or not finite.
         """
+        if self._verified:
+            return
         if _digest(self) != self.record.digest:
             raise AdapterError(
                 f"{self.file.path}: the curvature of {self.record.task} does not match its digest "
@@ -178,7 +181,7 @@ class Curvature:
                     f"{self.file.path}: the curvature of {name} is not finite",
                     hint="measure it again with `ella measure`, or take the file away",
                 )
-        return True
+        self._verified.add(self.record.digest)
 
 
 def curvature_keys(
@@ -269,4 +272,4 @@ def _digest(curvature: Curvature) -> str:
         for name, key in plain.items()
     ]
     entries = {name: curvature.entry(key) for name, key in plain.items()}
-    return factors_digest(sums, entries, curvature.record)
+    return curvature_digest(sums, entries, curvature.record)

@@ -15,7 +15,7 @@ from ella_cli.adapter.curvature_record import (
     METADATA_KEY,
     RECORD,
     CurvatureRecord,
-    factors_digest,
+    curvature_digest,
     read_record,
 )
 from ella_cli.adapter.tensor_file import TensorFile, bytes_of, dtype_name
@@ -55,7 +55,7 @@ def write_curvature(
         record = replace(record, version=DIRECTIONS_VERSION)
     if record.importance != 1:
         record = replace(record, version=IMPORTANCE_VERSION)
-    digest = factors_digest(sums, layout, record)
+    digest = curvature_digest(sums, layout, record)
     record = replace(record, digest=digest, measured=digest)
     metadata = {"format": "pt", METADATA_KEY: RECORD.dump_json(record).decode()}
     with (

@@ -114,7 +114,7 @@ def check_known(record: CurvatureRecord, where: object, error: type[EllaError]) 
         )
 
 
-def factors_digest(
+def curvature_digest(
     sums: list[tuple[str, str]],
     entries: Mapping[str, Entry],
     record: CurvatureRecord,

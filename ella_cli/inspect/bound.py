@@ -179,7 +179,7 @@ def bounds_of(
         check_reference(adapter, names, reference)
     totals = []
     modules: list[Bound] = []
-    for lam in lams:
+    for lam in dict.fromkeys(lams):
         whole = Sums()
         for name in names:
             sums = _sums_of(name, adapter, past, lam, reference)

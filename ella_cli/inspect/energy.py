@@ -1,7 +1,8 @@
 """The energy of a past: how much of it there is, in which modules, and on how few coordinates.
 
 E = |W_past| per coordinate for the paper's energy; Σ|ΔW_i| or sqrt(Σ ΔW_i²) where the past was
-accumulated so. Modules are read one after the other, each once.
+accumulated so; and of some tasks more than of others where it weighs them. One module after the
+other is read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,11 +47,13 @@ class EnergyReport:
     why_no_cancelled: str = ""
     curvature: tuple[TaskCurvature, ...] = ()
     unmeasured: tuple[str, ...] = ()
+    last: int | None = None
+    decay: float | None = None
     quantiles: str = "modules: exact, by sorting; all together: logarithmic bins, within 0.1%"
 
 
 def energy_of(past: Past) -> EnergyReport:
-    """Reads every module once; memory is a few times the largest module, not the file.
+    """Memory is a few times the largest module, however many modules and tasks there are.
 
     Raises:
         PastError: the file is damaged.
@@ -59,7 +61,7 @@ def energy_of(past: Past) -> EnergyReport:
     bins = Bins()
     separate = bool(separate_tasks(past))
     # A dense past of another energy than |W_past| keeps Σ|ΔW_i| and the signed sum both.
-    both = past.store == "dense" and past.energy == "abs" and _unweighted(past)
+    both = past.store == "dense" and past.energy == "abs" and not past.record.energy.weighs
     found: list[tuple[str, tuple[int, int], Concentration, tuple[float, float] | None]] = []
     for name in past.names:
         operand = past.operand(name)
@@ -103,11 +105,9 @@ def energy_of(past: Past) -> EnergyReport:
         why_no_cancelled="" if known else why_not_separate(past),
         curvature=curvatures_of_tasks(past),
         unmeasured=past.unmeasured,
+        last=past.record.energy.last,
+        decay=past.record.energy.decay,
     )
-
-
-def _unweighted(past: Past) -> bool:
-    return past.record.energy.last is None and past.record.energy.decay is None
 
 
 def energy_vector(operand: Tensor | Factors) -> NDArray[numpy.float32]:
@@ -122,12 +122,18 @@ def energy_vector(operand: Tensor | Factors) -> NDArray[numpy.float32]:
 def _kept_and_written(past: Past, name: str) -> tuple[float, float]:
     """Σ|Σ ΔW_i| and Σ Σ|ΔW_i|, from the same factors block by block."""
     updates = [update for update in task_updates(past, name) if update is not None]
+    if not updates:
+        return 0.0, 0.0
     kept = written = 0.0
-    blocks = zip(*(row_blocks(update) for update in updates), strict=True)
-    for tasks in blocks:
-        matrices = [block for _, block in tasks]
-        kept += float(torch.stack(matrices).sum(dim=0).abs_().sum()) if matrices else 0.0
-        written += sum(float(matrix.abs().sum()) for matrix in matrices)
+    first, *others = (row_blocks(update) for update in updates)
+    for _, total in first:
+        written += float(total.abs().sum())
+        for other in others:
+            # One task's block at a time, however many tasks there are.
+            matrix = next(other)[1]
+            total += matrix
+            written += float(matrix.abs_().sum())
+        kept += float(total.abs_().sum())
     return kept, written
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ella_cli.adapter import Adapter, read_adapter
 from ella_cli.errors import AdapterError, StorageError
 from ella_cli.inspect.overlap import contained_as
@@ -51,15 +49,15 @@ def missing_of_run(run: RunStages, past: Past | None) -> list[str]:
     return missing
 
 
-def missing_of_past(past: Past, path: Path) -> list[str]:
+def missing_of_past(past: Past) -> list[str]:
     missing = [] if past.base.fingerprint else ["the base model's fingerprint is not recorded"]
-    return missing + [text for task in past.tasks if (text := _adapter_missing(task, path))]
+    return missing + [text for task in past.tasks if (text := _adapter_missing(task, past))]
 
 
-def _adapter_missing(task: PastTask, past: Path) -> str:
-    if not task.folder:
+def _adapter_missing(task: PastTask, past: Past) -> str:
+    folder = past.folder_of(task)
+    if folder is None:
         return ""
-    folder = past.parent / task.folder
     if not (folder / "adapter_config.json").is_file():
         return f"the adapter of {task.name} is no longer at {task.folder}"
     try:

@@ -107,7 +107,7 @@ def past_origin(path: Path) -> Origin:
         kind="past",
         path=str(path),
         sentences=tuple(sentences),
-        missing=tuple(missing_of_past(past, path)),
+        missing=tuple(missing_of_past(past)),
         lineage=_chain(past.base.model or "unknown base", [_task_text(t) for t in past.tasks]),
         facts={
             "store": past.store,

@@ -43,14 +43,20 @@ class Svd:
     missed: float
 
 
-def decompose(past: Tensor | Factors, *, rank: int | None = None) -> Svd:
-    """The SVD of W_past; `rank` is what its tasks' ranks add up to, where that is known."""
+def decompose(past: Tensor | Factors, *, rank: int | None = None, rounded: bool = False) -> Svd:
+    """The SVD of W_past.
+
+    Args:
+        rank: what its tasks' ranks add up to, where that is known.
+        rounded: a copy in bf16; of its values those beyond `rank` are rounding, however large.
+    """
+    most = rank if rounded else None
     if isinstance(past, Factors):
         return _of_factors(past)
     if rank is not None and 2 * (rank + _OVERSAMPLING) < min(past.shape):
-        return _by_range(past, rank)
+        return _by_range(past, rank, most)
     left, values, right = torch.linalg.svd(past.double(), full_matrices=False)
-    return _trimmed(left, values, right, "dense", 0.0)
+    return _trimmed(left, values, right, "dense", 0.0, most)
 
 
 def effective_rank(values: Tensor) -> float:
@@ -74,7 +80,7 @@ def _of_factors(past: Factors) -> Svd:
     return _trimmed(left, values, right.T, "factors", 0.0)
 
 
-def _by_range(past: Tensor, rank: int) -> Svd:
+def _by_range(past: Tensor, rank: int, most: int | None) -> Svd:
     # A fixed generator: equal files give equal figures.
     generator = torch.Generator().manual_seed(0)
     width = rank + _OVERSAMPLING
@@ -93,10 +99,17 @@ def _by_range(past: Tensor, rank: int) -> Svd:
         )
         missed = math.sqrt(left_out / total)
     left, values, right = torch.linalg.svd(small, full_matrices=False)
-    return _trimmed(basis @ left, values, right, "range finder", missed)
+    return _trimmed(basis @ left, values, right, "range finder", missed, most)
 
 
-def _trimmed(left: Tensor, values: Tensor, right: Tensor, method: Method, missed: float) -> Svd:
+def _trimmed(
+    left: Tensor,
+    values: Tensor,
+    right: Tensor,
+    method: Method,
+    missed: float,
+    most: int | None = None,
+) -> Svd:
     largest = float(values[0]) if len(values) else 0.0
-    kept = int((values > _ROUNDING * largest).sum()) if largest > 0 else 0
+    kept = int((values[:most] > _ROUNDING * largest).sum()) if largest > 0 else 0
     return Svd(left[:, :kept], values[:kept], right[:kept], method, missed)

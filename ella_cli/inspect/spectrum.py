@@ -23,6 +23,7 @@ from ella_cli.inspect.task_updates import (
 from ella_cli.inspect.tiles import orthonormal
 from ella_cli.kernels import Factors
 from ella_cli.past import Past
+from ella_cli.past.dense import DenseStore
 
 LEADING = 8
 
@@ -75,20 +76,22 @@ class SpectrumReport:
 
 
 def spectrum_of(past: Past) -> SpectrumReport:
-    """Reads every module once.
+    """One module after the other; memory is a few times the largest.
 
     Raises:
         PastError: the file is damaged.
     """
     tasks = separate_tasks(past)
     rank = sum(task.rank for task in past.tasks) if _low_rank(past) else None
+    rounded = isinstance(past.contents, DenseStore) and past.contents.is_rounded
     modules: list[ModuleSpectrum] = []
     held = torch.zeros(len(tasks), dtype=torch.float64)  # (K,)
     whole = 0.0
     sides = (_Sides("outputs (columns of B)", len(tasks)), _Sides("inputs (rows of A)", len(tasks)))
     for name in past.names:
         factors = signed_sum(past, name)
-        svd = decompose(past.delta(name) if factors is None else factors, rank=rank)
+        held_as = past.delta(name) if factors is None else factors
+        svd = decompose(held_as, rank=rank, rounded=rounded)
         updates = task_updates(past, name) if tasks else ()
         parts = _task_parts(svd, updates)  # (K,)
         leading = float(svd.values[:LEADING].square().sum())

@@ -19,7 +19,7 @@ from ella_cli.past.accumulation import locked
 from ella_cli.past.curvatures import copy_curvatures, curvature_layout
 from ella_cli.past.factored import FactoredStore
 from ella_cli.past.past import Past, read_past
-from ella_cli.past.record import BlockRecord
+from ella_cli.past.record import NO_DIGEST, BlockRecord
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def compactable(past: Past) -> FactoredStore:
     if not past.record.energy.is_plain:
         raise PastError(
             f"{past.path} has an energy of kind {past.energy} that needs its tasks apart",
-            hint="only --energy sum without --last and --decay can be compacted",
+            hint="only --energy curvature, or sum without --last and --decay, can be compacted",
         )
     return past.contents
 
@@ -155,7 +155,7 @@ def _write(past: Past, modules: dict[str, Factors], path: Path) -> None:
         layout[a] = Entry("F32", tuple(factors.q.shape))
         sources[name] = Source(b, a, factors.shape, factors.rank, 1.0, past.layer(name))
     layout |= curvature_layout(past.curvatures)
-    record = replace(past.record, blocks=(BlockRecord(len(past.tasks), "0" * 64),)).sealed()
+    record = replace(past.record, blocks=(BlockRecord(len(past.tasks), NO_DIGEST),)).sealed()
     with TensorFileWriter(path, layout, record.metadata()) as writer:
         for factors in modules.values():
             writer.write(factors.p)

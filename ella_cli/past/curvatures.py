@@ -168,7 +168,7 @@ def copy_curvatures(curvatures: Sequence[Curvature], writer: TensorFileWriter) -
         AdapterError: one is damaged.
     """
     for curvature in curvatures:
-        _ = curvature.verified
+        curvature.verify()
     for _, curvature, key in _tensors(curvatures):
         entry = curvature.file.entries[key]
         if curvature.ranks is None:
@@ -180,7 +180,7 @@ def copy_curvatures(curvatures: Sequence[Curvature], writer: TensorFileWriter) -
 def write_curvatures(curvatures: Sequence[Curvature], writer: TensorFileWriter) -> None:
     """As `copy_curvatures`, for a file that is written part by part."""
     for curvature in curvatures:
-        _ = curvature.verified
+        curvature.verify()
     for new, curvature, key in _tensors(curvatures):
         writer.write_part(new, 0, curvature.factor(key))
 

@@ -16,21 +16,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ella_cli.adapter.tensor_file import bytes_of
 from ella_cli.adapter.tensor_header import Entry
 from ella_cli.adapter.tensor_writer import TensorFileWriter
+from ella_cli.errors import NonFiniteError
 from ella_cli.past.change import Change
 from ella_cli.past.curvatures import curvature_layout, write_curvatures
 from ella_cli.past.dense import DELTA, ENERGY
-from ella_cli.past.record import PastTask, Record
+from ella_cli.past.record import NO_DIGEST, PastTask, Record
 from ella_cli.past.sums import ModuleSums
 
 # Rows that are read, checked, summed, hashed and written together: half of a 2 MB L2.
 BLOCK_BYTES = 1 << 20
 # Each hashes two bytes for one that the disk writes; more threads would wait for the disk.
 _MOST_THREADS = 4
-_CHECKSUM_DIGITS = 64
 # By how much a task's entry may grow once the norm of a shrunk update is known.
 _DIGITS_TO_SPARE = 32
 
@@ -40,6 +41,7 @@ def write_dense(change: Change, path: Path) -> Record:
 
     Raises:
         PastError: the store that is added to is damaged or of bf16.
+        NonFiniteError: a sum is too large for f32.
     """
     parts = (DELTA,) if change.energy.is_plain else (DELTA, ENERGY)
     layout = {
@@ -53,7 +55,7 @@ def write_dense(change: Change, path: Path) -> Record:
         base=change.base,
         tasks=change.tasks,
         layers={name: layer for name, layer in change.layers.items() if layer.kind != "linear"},
-        checksums=dict.fromkeys(layout, "0" * _CHECKSUM_DIGITS),
+        checksums=dict.fromkeys(layout, NO_DIGEST),
         curvature=tuple(one.record for one in change.curvatures),
     ).sealed()
     room = record.metadata() | {"room": " " * (_DIGITS_TO_SPARE * len(change.tasks))}
@@ -97,10 +99,21 @@ def _write_module(
         block = matrices[:, : rows - start]
         sums.fill(start, block)
         for part, matrix, checksum in zip(parts, block.unbind(0), checksums, strict=True):
+            _check_finite(name, matrix)
             checksum.update(bytes_of(matrix))
             writer.write_part(f"{name}.{part}", start * columns * 4, matrix)
     sums.finish()
     return _Written([checksum.hexdigest() for checksum in checksums], sums.squares)
+
+
+def _check_finite(name: str, matrix: Tensor) -> None:
+    """Each update is finite; their sum need not be, and could not be read again."""
+    least, most = matrix.aminmax()
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise NonFiniteError(
+            f"{name}: the sum of the updates is larger than f32 can hold",
+            hint="leave out the adapter with the huge update; `ella inspect adapter` shows norms",
+        )
 
 
 def _remeasured(task: PastTask, written: list[_Written]) -> PastTask:

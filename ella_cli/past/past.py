@@ -15,6 +15,7 @@ from ella_cli.adapter.curvature_file import has_curvature, read_curvature
 from ella_cli.adapter.tensor_file import TensorFile
 from ella_cli.config import Energy
 from ella_cli.errors import PastError
+from ella_cli.files import behind_links
 from ella_cli.kernels import Factors, Kronecker
 from ella_cli.past.curvatures import curvatures_of, measured_anew
 from ella_cli.past.dense import DenseStore
@@ -36,6 +37,13 @@ class Past:
     path: Path | None  # None for one that only adapters hold
     contents: FactoredStore | DenseStore = field(repr=False)
     curvatures: tuple[Curvature, ...] = field(default=(), repr=False)
+
+    def folder_of(self, task: PastTask) -> Path | None:
+        """Where a task's adapter lay when it was added; None where that is not told."""
+        if self.path is None or not task.folder:
+            return None
+        # Recorded from where the file itself lies, whatever link it was opened by.
+        return behind_links(self.path).parent / task.folder
 
     @classmethod
     def of(
@@ -204,7 +212,7 @@ class Past:
         """
         self.contents.verify()
         for one in self.curvatures:
-            _ = one.verified
+            one.verify()
 
 
 def usual_energy(adapters: Sequence[Adapter]) -> Energy:

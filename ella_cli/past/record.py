@@ -23,6 +23,8 @@ METADATA_KEY = "ella_past"
 # 2 is 1 with curvature, 3 to 5 hold curvatures of versions 2 to 4: an earlier reader would leave
 # out what the file is told to protect, or weigh it otherwise.
 PLAIN_VERSION, CURVATURE_VERSION, LATEST_VERSION = 1, 2, 5
+# In a digest's place while what it is of is being written.
+NO_DIGEST = "0" * 64
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,9 @@ class Document:
 
 
 def number(value: float) -> str:
-    """Four significant digits; powers of ten outside 0.001 to 99,999."""
+    """Four significant digits, all before the point where there are more; powers of ten outside
+    0.001 to 99,999.
+    """
     if math.isnan(value):
         return "nan"
     if value == 0:
@@ -176,10 +178,11 @@ def without_empty_columns(table: Table) -> Table:
     )
 
 
-def is_numeric_column(table: Table, column: int) -> bool:
-    """True if the column holds numbers only (and gaps), so that it is set flush right."""
-    cells = [row[column] for row in table.rows if row[column] is not None]
-    return bool(cells) and all(_is_number(cell) for cell in cells)
+def numeric_columns(table: Table) -> list[bool]:
+    """Of each column whether it holds numbers only (and gaps), so that it is set flush right."""
+    columns = ([row[i] for row in table.rows] for i in range(len(table.columns)))
+    known = ([cell for cell in column if cell is not None] for column in columns)
+    return [bool(cells) and all(_is_number(cell) for cell in cells) for cells in known]
 
 
 def _is_number(cell: Cell) -> bool:

@@ -75,7 +75,6 @@ def _two_draws(one: RunResults, other: RunResults) -> bool:
 
 def _key(run: RunResults) -> str:
     said = [_said(run).get(key) for key in _OF_SCORES]
-    # What `auto` found is each seed's own.
     # Of results kept alone only the name says what they were made with.
     made = _settings(run) or _name_but_for_the_seed(run)
     facts = [run.kind, run.accuracy.order, base_model(run), run.decode, made, said]

@@ -21,7 +21,7 @@ from ella_cli.report.document import (
     Lines,
     Part,
     cell_text,
-    is_numeric_column,
+    numeric_columns,
 )
 from ella_cli.report.svg import line_chart
 
@@ -63,7 +63,7 @@ def _environment() -> Environment:
         "kind_of": _kind_of,
         "chart": _chart,
         "paint": _paint,
-        "numeric": is_numeric_column,
+        "numeric_columns": numeric_columns,
         "text": cell_text,
         "wide": _is_wide,
     }

@@ -52,14 +52,14 @@ def energy_section(report: EnergyReport) -> Section:
     top = total.concentration.top_shares
     parts: list[Part] = [
         Words(
-            f"{_ENERGY_NAMES[report.kind]} over {total.concentration.count:,} coordinates of "
+            f"{_energy_words(report)} over {total.concentration.count:,} coordinates of "
             f"{len(report.modules)} modules, from {_tasks(report.tasks)}. The top 1% of the "
             f"coordinates hold {top[1.0]:.1%} of ΣE², the top 10% {top[10.0]:.1%}."
         )
     ]
     if total.cancelled is not None:
         # In the sum it is gone; the other kinds count it all the same.
-        lost = report.kind == "sum"
+        lost = report.kind == "sum" and not _weights(report)
         parts.append(
             Words(
                 f"{total.cancelled:.1%} of what the tasks wrote (Σ|ΔW|) cancelled between tasks of "
@@ -72,6 +72,24 @@ def energy_section(report: EnergyReport) -> Section:
         )
     parts += [_norm_map(report), _energy_table(report)]
     return Section("Energy", tuple(parts), "How much the tasks moved each weight, and where.")
+
+
+def _energy_words(report: EnergyReport) -> str:
+    name, weights = _ENERGY_NAMES[report.kind], _weights(report)
+    if report.kind == "curvature" or not weights:
+        return name
+    summed = "E = |Σ ΔW|" if report.kind == "sum" else name
+    return f"{summed}, weighed ({', '.join(weights)}),"
+
+
+def _weights(report: EnergyReport) -> list[str]:
+    last = [] if report.last is None else [f"the last {_count(report.last)} only"]
+    decay = [] if report.decay is None else [f"times {report.decay:g} for each later task"]
+    return last + decay
+
+
+def _count(tasks: int) -> str:
+    return "task" if tasks == 1 else f"{tasks} tasks"
 
 
 def _norm_map(report: EnergyReport) -> HeatMap:

@@ -5,6 +5,7 @@ Takes the plain numbers that `ella_cli.inspect` computed; loads no torch.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ella_cli.report.document import (
@@ -148,7 +149,8 @@ def bound_document(report: BoundReport, adapter: str, past: str) -> Document:
             )
         )
     if report.totals[0].reason:
-        open_ended = [module.name for module in report.modules if module.reason]
+        # A module that the update leaves alone has no reason of its own.
+        open_ended = [one.name for one in report.modules if math.isinf(one.support)]
         parts.append(
             Words(
                 f"The bound is {report.totals[0].reason}, in {len(open_ended)} of "

@@ -13,11 +13,11 @@ def layer_and_kind(name: str) -> tuple[str, str]:
     number is the layer, and of the rest stays what tells modules of one layer apart.
     """
     words = name.split(".")
-    numbers = [index for index, word in enumerate(words) if word.isdigit()]
+    numbers = [index for index, word in enumerate(words) if word.isdecimal()]
     if not numbers:
         return "–", name
     first = numbers[0]
-    tail = [word for word in words[first + 1 :] if not word.isdigit() and word != "layer"]
+    tail = [word for word in words[first + 1 :] if not word.isdecimal() and word != "layer"]
     side = [words[0]] if words[0] in ("encoder", "decoder") else []
     short = tail[-1:] if tail[:-1] in (["self_attn"], ["attn"], ["attention", "self"]) else tail
     return words[first], ".".join(side + short) or name
@@ -32,7 +32,7 @@ def layer_grid(
         # Two modules share a place: name them in full rather than lose one.
         cells = {("–", name): value for name, value in values}
     layers = list(dict.fromkeys(layer for layer, _ in cells))
-    layers.sort(key=lambda layer: (not layer.isdigit(), int(layer) if layer.isdigit() else 0))
+    layers.sort(key=lambda layer: (not layer.isdecimal(), int(layer) if layer.isdecimal() else 0))
     kinds = tuple(dict.fromkeys(kind for _, kind in cells))
     grid = tuple(tuple(cells.get((layer, kind)) for kind in kinds) for layer in layers)
     return tuple(layers), kinds, grid

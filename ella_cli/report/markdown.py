@@ -14,7 +14,7 @@ from ella_cli.report.document import (
     Words,
     cell_text,
     finite,
-    is_numeric_column,
+    numeric_columns,
 )
 
 
@@ -49,8 +49,8 @@ def _titled(title: str, body: str, note: str) -> str:
 
 
 def _table(table: Table) -> str:
-    right = [is_numeric_column(table, index) for index in range(len(table.columns))]
-    lines = [_row(table.columns), _row(["---:" if r else "---" for r in right], literal=True)]
+    rule = ["---:" if numeric else "---" for numeric in numeric_columns(table)]
+    lines = [_row(table.columns), _row(rule, literal=True)]
     lines.extend(_row([cell_text(cell) for cell in row]) for row in table.rows)
     return "\n".join(lines)
 
@@ -89,6 +89,6 @@ def _row(cells: Sequence[str], *, literal: bool = False) -> str:
 
 def _inline(text: str) -> str:
     """The text with what Markdown or HTML would act on taken for itself."""
-    for mark in ("\\", "|", "*", "_", "`", "[", "]"):
+    for mark in ("\\", "|", "*", "_", "`", "[", "]", "~"):
         text = text.replace(mark, f"\\{mark}")
-    return text.replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")

@@ -43,7 +43,7 @@ def command_words(run: RunResults) -> str:
 
 
 def _elsewhere(run: RunResults) -> set[str]:
-    return {"command"} | {key for key in run.settings if key.startswith("command")}
+    return {key for key in run.settings if key.startswith("command")}
 
 
 def _data_table(run: RunResults) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,6 @@ def comparison_table(runs: Sequence[RunResults]) -> RenderableType:
 
 def _distinct_names(runs: Sequence[RunResults]) -> list[RunResults]:
     """The runs, those that share a name told apart by its .json or as many parents' as it takes."""
-    from dataclasses import replace
-
     given = [run.name for run in runs]
     runs = [
         replace(run, name=nameable(run.path.resolve().name)) if given.count(run.name) > 1 else run

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ella_cli.accuracy import AccuracyMatrix
 from ella_cli.config import RHO_OF_COORDINATES
@@ -197,6 +197,8 @@ def _accuracy(document: Mapping[str, Any], path: Path) -> AccuracyMatrix:
 
 class _Facts(BaseModel):
     """What is relied on of a run's results beside its scores, and of which type."""
+
+    model_config = ConfigDict(strict=True)
 
     last: int | None = None
     decay: float | None = None

@@ -27,8 +27,8 @@ from ella_cli.report.document import (
     Words,
     cell_text,
     finite,
-    is_numeric_column,
     number,
+    numeric_columns,
 )
 
 # One character a value; eight heights fit a terminal line.
@@ -121,12 +121,13 @@ def _fitting(columns: Sequence[_Column], room: int) -> Iterator[list[_Column]]:
 
 
 def _table_grid(table: Table) -> _Grid:
+    right = numeric_columns(table)
     return _Grid(
         tuple(
             _Column(
                 Text(name),
                 tuple(Text(cell_text(row[index])) for row in table.rows),
-                right=is_numeric_column(table, index),
+                right=right[index],
             )
             for index, name in enumerate(table.columns)
         )

@@ -100,7 +100,7 @@ def sample_indices(
 
 
 def _label(hub: Hub, value: object) -> str | None:
-    if hub.labels is None:
+    if not hub.labels:
         return str(value) if value is not None and str(value).strip() else None
     labels: Mapping[str, str] = hub.labels
     return labels.get(str(value))

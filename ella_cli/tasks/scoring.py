@@ -99,8 +99,11 @@ def _scorer(spec: TaskSpec) -> Callable[[str, Row], float]:
             return lambda prediction, row: float(_same(prediction, row.answer, key))
         case "rouge-l":
             rouge = _rouge()
-            return lambda prediction, row: float(
-                rouge.score(row.answer, prediction)["rougeL"].fmeasure
+            return lambda prediction, row: (
+                float(rouge.score(row.answer, prediction)["rougeL"].fmeasure)
+                if words(row.answer) or not row.answer.strip()
+                # Of an answer such as "?!" no word is left to find.
+                else float(normal_form(prediction) == normal_form(row.answer))
             )
         case "edit-similarity":
             return lambda prediction, row: edit_similarity(prediction, row.answer)

@@ -243,7 +243,8 @@ def _read_builtin(path: Path) -> TaskSpec:
 
 def plain_name(name: str) -> str:
     """`name` by which two spellings count as one: SST-2 is sst2."""
-    return re.sub(r"[\W_]", "", name.casefold())
+    # Of a name such as "🎈" nothing would be left to tell it by.
+    return re.sub(r"[\W_]", "", name.casefold()) or name.casefold()
 
 
 class _PlainLoader(yaml.SafeLoader):

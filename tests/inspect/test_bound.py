@@ -15,6 +15,8 @@ from ella_cli.errors import SettingsError, ShapeError
 from ella_cli.inspect.bound import bound_of, bounds_of, module_sums, trained_lambda
 from ella_cli.kernels import Factors
 from ella_cli.past import Past, accumulate
+from ella_cli.report.inspected_update import bound_document
+from ella_cli.report.markdown import render
 from tests.cli.test_report import ella
 from tests.inspect.conftest import (
     MODULES,
@@ -76,10 +78,11 @@ def test_the_printed_form_with_the_norm_squared_cannot_hold() -> None:
     w = 0.1 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     g = 1e-5 * w.sign()
     lam = 100.0
-    x = g / (1 + lam * w**2)
-    left, root, support = float((x * w).sum()), math.sqrt(lam), math.sqrt(w.numel())
-    assert left <= float(g.norm()) / (2 * root) * support
-    assert left > float(g.norm()) ** 2 / (2 * root) * support
+    whole = torch.eye(64, dtype=torch.float64)
+    x, reference = Factors(g / (1 + lam * w**2), whole), Factors(g, whole)
+    found = bound_of("m", lam, module_sums(x, w, w, lam, reference), measured=True)
+    assert found.holds
+    assert found.interference > found.right_side * found.reference_norm
 
 
 def test_the_bound_is_reached_where_every_coordinate_has_the_energy_that_lambda_favours() -> None:
@@ -111,6 +114,21 @@ def test_without_energy_where_the_past_lies_there_is_no_bound() -> None:
     nothing = Factors(torch.zeros(2, 1), torch.ones(1, 2))
     found = bound_of("m", 1.0, module_sums(nothing, energy, past, 1.0, None), measured=False)
     assert (found.right_side, found.holds, found.reason) == (0.0, True, "")
+
+
+def test_an_infinite_bound_names_the_modules_that_the_update_leaves_alone(tmp_path: Path) -> None:
+    shapes = {"model.layers.0.q": (4, 3), "model.layers.0.v": (4, 3)}
+    ones = {name: (torch.ones(m, 1), torch.ones(1, n)) for name, (m, n) in shapes.items()}
+    still = ones | {"model.layers.0.v": (torch.zeros(4, 1), torch.ones(1, 3))}
+    folders = [save_adapter(tmp_path / n, f) for n, f in (("a", ones), ("b", still), ("c", still))]
+    # Only the last task counts, and it leaves v alone.
+    past = accumulate(folders[:2], tmp_path / "w", energy="sum", last=1).past
+    report = bounds_of(read_adapter(folders[2]), past, [1.0, 1.0])
+    assert len(report.modules) == 2
+    assert len(report.totals) == 1
+    shown = render(bound_document(report, "c", "w"))
+    assert "infinite: E is 0 where W\\_past is not, in 1 of 2 modules such as" in shown
+    assert "model.layers.0.v" in shown
 
 
 def test_an_infinite_bound_is_said_in_words_and_is_null_in_the_json(

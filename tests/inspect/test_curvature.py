@@ -103,13 +103,23 @@ def test_a_rise_is_the_quadratic_form_of_the_update(two: list[Adapter], update: 
         assert rise.worst.nats == max(part.nats for part in rise.modules)
 
 
-def test_a_random_update_costs_its_average(two: list[Adapter]) -> None:
-    g, c = _factors(two[0], "model.layers.2.q")
+def test_random_updates_of_the_same_norms_cost_in_the_mean_what_is_said(
+    two: list[Adapter], update: Adapter
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(4000, *SHAPES["model.layers.2.q"], generator=generator).double()
-    costs = 0.5 * torch.einsum("smn,mk,skl,ln->s", draws, g, draws, c)
-    expected = 0.5 * float(g.trace() * c.trace())
-    assert float(costs.mean()) == pytest.approx(expected, rel=0.05)
+    costs, moves = torch.zeros(4000).double(), torch.zeros(4000, 5).double()
+    for name in update.names:
+        one, (g, c) = update.update(name), _factors(two[0], name)
+        norm = float((one.scale * one.b @ one.a).norm())
+        draws = torch.randn(4000, *SHAPES[name], generator=generator).double()
+        draws *= norm / math.sqrt(draws[0].numel())
+        costs += 0.5 * torch.einsum("smn,mk,skl,ln->s", draws, g, draws, c)
+        directions = _directions(two[0], name)
+        if len(directions):
+            moves += torch.einsum("smn,dmn->sd", draws, directions)
+    costs += 0.5 * moves.square().sum(1)
+    rise = next(one for one in rises_of(update, Past.of(two)) if one.task == "task0")
+    assert rise.random == pytest.approx(float(costs.mean()), rel=0.05)
 
 
 def test_the_costliest_task_comes_first_and_ones_own_is_left_out(two: list[Adapter]) -> None:

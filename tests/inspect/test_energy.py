@@ -7,6 +7,8 @@ import torch
 
 from ella_cli.inspect.energy import EnergyReport, energy_of
 from ella_cli.past import Past, accumulate, read_past
+from ella_cli.report.inspected_past import energy_document
+from ella_cli.report.markdown import render
 from tests.inspect.conftest import MODULES, WriteAdapter, random_factors, updates_of
 
 
@@ -47,6 +49,26 @@ def test_an_update_and_its_negative_cancel_wholly(
     folders = [write_adapter("one", factors=factors), write_adapter("two", factors=opposite)]
     accumulate(folders, path, store="factored")
     assert energy_of(read_past(path)).total.cancelled == pytest.approx(1, abs=1e-6)
+
+
+def test_weights_are_told_and_claim_no_lost_protection(
+    write_adapter: WriteAdapter, tmp_path: Path
+) -> None:
+    factors = random_factors(0)
+    opposite = {name: (-b, a) for name, (b, a) in factors.items()}
+    folders = [write_adapter("one", factors=factors), write_adapter("two", factors=opposite)]
+    plain, last, decayed = (
+        render(energy_document(energy_of(accumulate(folders, tmp_path / name, **how).past), name))
+        for name, how in (
+            ("plain", {"energy": "sum"}),
+            ("last", {"energy": "sum", "last": 1}),
+            ("decayed", {"energy": "abs", "decay": 0.5}),
+        )
+    )
+    lost = "lost their protection"
+    assert [lost in one for one in (plain, last, decayed)] == [True, False, False]
+    assert "E = \\|Σ ΔW\\|, weighed (the last task only), over" in last
+    assert "E = Σ \\|ΔW\\|, weighed (times 0.5 for each later task), over" in decayed
 
 
 def test_a_dense_sum_does_not_claim_to_know_what_cancelled(dense: Past) -> None:

@@ -80,6 +80,10 @@ def test_a_past_of_any_energy_says_which(
 
 def test_a_past_notices_adapters_that_are_gone_or_changed(factored: Past, tmp_path: Path) -> None:
     assert factored.path is not None
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link"
+    link.symlink_to(factored.path)
+    assert past_origin(link).missing == ()
     shutil.rmtree(tmp_path / "dbpedia")
     save_adapter(tmp_path / "amazon", random_factors(77))
     (tmp_path / "yahoo/adapter_model.safetensors").write_bytes(b"cut")

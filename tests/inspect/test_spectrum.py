@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ella_cli.inspect.singular import decompose, effective_rank, stable_rank
-from ella_cli.inspect.spectrum import LEADING, spectrum_of
+from ella_cli.inspect.spectrum import LEADING, _Sides, spectrum_of
 from ella_cli.kernels import Factors
 from ella_cli.past import Past, accumulate, read_past
+from ella_cli.past.export.dense_copy import export_dense
 from tests.inspect.conftest import MODULES, RANK, WriteAdapter, random_factors, updates_of
 
 NAME = next(iter(MODULES))
@@ -105,14 +106,12 @@ def test_principal_angles_are_those_of_the_spaces_that_the_factors_span(factored
 
 def test_random_spaces_share_what_is_called_chance() -> None:
     generator = torch.Generator().manual_seed(0)
-    shares = []
+    sides = _Sides("outputs", 2)
     for _ in range(300):
-        one, two = (
-            torch.linalg.qr(torch.randn(20, RANK, generator=generator, dtype=torch.float64))[0]
-            for _ in range(2)
-        )
-        shares.append(float((one.T @ two).square().sum()) / RANK)
-    assert sum(shares) / len(shares) == pytest.approx(RANK / 20, rel=0.15)
+        # Of unlike ranks too: the larger space shares more of the smaller.
+        sides.add([torch.randn(20, rank, generator=generator) for rank in (RANK, RANK + 2)])
+    found = sides.result()
+    assert found.shared[0][1] == pytest.approx(found.chance, rel=0.05)
 
 
 def test_the_chance_level_is_the_mean_over_modules(factored: Past) -> None:
@@ -126,6 +125,14 @@ def test_a_dense_past_gives_singular_values_but_no_tasks(dense: Past) -> None:
     assert report.modules
     assert not any((report.tasks, report.task_shares, report.overlaps))
     assert "dense" in report.why_no_tasks
+
+
+def test_a_copy_in_bf16_has_no_more_directions_than_its_tasks(dense: Past, tmp_path: Path) -> None:
+    export_dense(dense, tmp_path / "copy", dtype="bfloat16")
+    copy = read_past(tmp_path / "copy" / "wpast.safetensors")
+    for exact, rounded in zip(spectrum_of(dense).modules, spectrum_of(copy).modules, strict=True):
+        assert len(rounded.singular_values) == len(exact.singular_values) == 3 * RANK
+        assert rounded.singular_values == pytest.approx(exact.singular_values, rel=0.02)
 
 
 def test_tasks_keep_their_order(write_adapter: WriteAdapter, tmp_path: Path) -> None:

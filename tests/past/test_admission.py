@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from ella_cli.errors import AdapterError, NonFiniteError, PastError, ShapeError
 from ella_cli.past import accumulate
@@ -83,6 +85,29 @@ def test_an_update_that_is_not_finite_leaves_the_file_as_it_was(
     for folder in (broken, huge):
         with pytest.raises(NonFiniteError, match=r"model\.layers\.2\.q"):
             accumulate([folder], path)
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_sum_that_f32_cannot_hold_does_not_take_the_olds_place(
+    make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+
+    def large(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: torch.full_like(one, 1e19) for key, one in tensors.items()}
+
+    first, second = (
+        make_adapter(f"t{i}", shapes={"m.q": (1, 1)}, rank=1, alpha=1.0 + i, change=large)
+        for i in range(2)
+    )
+    accumulate([first], path, store="dense")
+    # 1e38 and 2e38, and then 1.5e38: each by itself can be held.
+    accumulate([second], path)
+    before = path.read_bytes()
+    third = make_adapter("t2", shapes={"m.q": (1, 1)}, rank=1, alpha=1.5, change=large)
+    with pytest.raises(NonFiniteError, match=r"m\.q: the sum of the updates is larger than f32"):
+        accumulate([third], path)
     assert path.read_bytes() == before
     assert not list(tmp_path.glob(".*.tmp"))
 

@@ -96,8 +96,10 @@ def test_a_dense_copy_knows_where_its_tasks_came_from(
     make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
     folders = [make_adapter("a", 0), make_adapter("b", 1)]
-    past = accumulate(folders, tmp_path / "w", store="factored").past
-    export_dense(past, tmp_path / "far/away")
+    accumulate(folders, tmp_path / "w", store="factored")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "w").symlink_to(tmp_path / "w")
+    export_dense(read_past(tmp_path / "linked" / "w"), tmp_path / "far/away")
     left = accumulate([], tmp_path / "far/away/wpast.safetensors", drop=["a"]).past
     assert [task.name for task in left.tasks] == ["b"]
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from ella_cli.report.colours import heat, ink
-from ella_cli.report.document import HeatMap, Table, is_numeric_column, number
+from ella_cli.report.document import HeatMap, Table, number, numeric_columns
 from ella_cli.report.layers import layer_and_kind, layer_grid
 
 
@@ -29,7 +29,7 @@ def test_numbers_keep_four_digits(value: float, text: str) -> None:
 
 def test_columns_of_numbers_and_gaps_are_set_flush_right() -> None:
     table = Table("", ("a", "b", "c"), ((1, "45.1%", "x"), (None, "+0.30", "2")))
-    assert [is_numeric_column(table, i) for i in range(3)] == [True, True, False]
+    assert numeric_columns(table) == [True, True, False]
 
 
 def test_a_signed_scale_has_zero_in_its_middle_and_a_positive_one_at_its_foot() -> None:

@@ -20,7 +20,6 @@ from ella_cli.report import (
 from tests.report.conftest import MATRIX, printed
 
 WriteRun = Callable[..., Path]
-VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
 def test_seeds_are_averaged_and_methods_stand_side_by_side(write_run: WriteRun) -> None:

@@ -121,7 +121,7 @@ def test_every_score_is_a_fraction(metric: Metric, text: str, prediction: str, a
     assert 0.0 <= _score(metric, prediction, answer, text=text) <= 1.0
 
 
-@given(st.sampled_from(METRICS), st.text("ab cd中", min_size=1, max_size=12).filter(str.strip))
+@given(st.sampled_from(METRICS), st.text("ab cd中?!😀", min_size=1, max_size=12).filter(str.strip))
 def test_the_answer_itself_scores_1(metric: Metric, answer: str) -> None:
     assert _score(metric, answer, answer, text="a text") == pytest.approx(1.0)
 

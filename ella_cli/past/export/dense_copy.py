@@ -20,6 +20,7 @@ from ella_cli.past.dense import DELTA, ENERGY, DenseStore
 from ella_cli.past.export.card import write_card
 from ella_cli.past.export.exported import Exported, empty_folder
 from ella_cli.past.past import Past
+from ella_cli.past.record import NO_DIGEST
 from ella_cli.past.task import seen_from
 
 _FILE = "wpast.safetensors"
@@ -54,13 +55,11 @@ def export_dense(
     }
     store_keys = tuple(layout)
     layout |= curvature_layout(past.curvatures)
-    tasks = past.tasks
-    if past.path is not None:
-        old, new = past.path.parent, folder / _FILE
-        tasks = tuple(
-            replace(task, folder=seen_from(new, old / task.folder)) if task.folder else task
-            for task in tasks
-        )
+    tasks = tuple(
+        replace(task, folder=seen_from(folder / _FILE, lies)) if lies is not None else task
+        for task in past.tasks
+        for lies in [past.folder_of(task)]
+    )
     layers = {name: past.layer(name) for name in past.names}
     record = replace(
         past.record,
@@ -68,7 +67,7 @@ def export_dense(
         tasks=tasks,
         blocks=(),
         layers={name: layer for name, layer in layers.items() if layer.kind != "linear"},
-        checksums=dict.fromkeys(store_keys, "0" * 64),
+        checksums=dict.fromkeys(store_keys, NO_DIGEST),
     ).sealed()
     checksums = {}
     exactness = "f32 sums" if dtype == "float32" else "f32 sums rounded once to bf16"

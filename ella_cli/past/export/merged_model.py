@@ -177,7 +177,7 @@ def _target(skeleton: PreTrainedModel, past: Past, name: str) -> _Target:
             hint="the past was made on another base model; see `ella inspect`",
         ) from error
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
         raise ModelError(f"{name} has no weight to add W_past to", hint="export --as peft")
     _refuse_shared(skeleton, name, weight)
     turned = isinstance(module, Conv1D | nn.Embedding)
