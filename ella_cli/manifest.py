@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ella_cli.errors import AdapterError
 from ella_cli.files import read_json
+from ella_cli.wording import plain
 
 FORMAT = 1
 MANIFEST = "ella.json"
@@ -88,7 +89,7 @@ def read_manifest(folder: Path) -> Mapping[str, Any] | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        what = f": {where}: {first['msg']}" if where not in ("", "format") else ""
+        what = f": {where}: {plain(first)}" if where not in ("", "format") else ""
         raise AdapterError(
             f"{file} is not a manifest of format {FORMAT}{what}",
             hint="update ella, or move the file away to take the adapter as a foreign one",

@@ -6,10 +6,13 @@ import unicodedata
 
 # Unicode's controls, surrogates, and separators of lines and paragraphs.
 _UNNAMEABLE = {"Cc", "Cs", "Zl", "Zp"}
+# Embeddings, overrides and isolates: they show what follows in another order than it is in.
+_REORDERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
 
 def is_nameable(text: str) -> bool:
-    """Whether it has no control character, no line break and no half of a character.
+    """Whether it has no control character, no line break and no half of a character, and shows
+    its letters in their order.
 
     What a stranger's file names is shown on terminals and written into files.
     """
@@ -29,4 +32,4 @@ def has_half_characters(text: str) -> bool:
 
 
 def _is_unnameable(character: str) -> bool:
-    return unicodedata.category(character) in _UNNAMEABLE
+    return character in _REORDERING or unicodedata.category(character) in _UNNAMEABLE

@@ -11,11 +11,12 @@ import io
 import os
 import sys
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from ella_cli import __version__
 from ella_cli.cli.accumulate import accumulate
 from ella_cli.cli.config_schema import config_schema
 from ella_cli.cli.demo import demo
@@ -48,6 +49,28 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ella {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _ella(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and stop; `ella env` has those of all packages.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    pass
+
 
 app.command()(train)
 app.command("eval")(evaluate)
@@ -92,6 +115,7 @@ def main() -> None:
         warnings.simplefilter("ignore", FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     for stream in (sys.stdout, sys.stderr):

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from ella_cli import processes
+from ella_cli.errors import StorageError
 from ella_cli.names import nameable
 
 JsonOption = Annotated[
@@ -53,8 +55,9 @@ class Output:
             # The libraries' own bars; read by tqdm when it is imported, which is after this.
             os.environ["TQDM_DISABLE"] = "1"
         if self.verbose:
-            # Read by transformers when it is imported, which commands do after this.
-            os.environ["TRANSFORMERS_VERBOSITY"] = "debug" if self.verbose > 1 else "info"
+            # Read by the libraries when they are imported, which commands do after this.
+            for library in ("TRANSFORMERS", "HF_HUB"):
+                os.environ[f"{library}_VERBOSITY"] = "debug" if self.verbose > 1 else "info"
             logging.basicConfig(level=logging.DEBUG if self.verbose > 1 else logging.INFO)
 
     @property
@@ -72,18 +75,39 @@ class Output:
 
     def result(self, document: Mapping[str, Any], *shown: RenderableType) -> None:
         """Prints `document` as JSON under --json, else what is `shown`."""
-        if not self.speaks:
-            return
+        if self.speaks:
+            with _stdout_errors():
+                self._print(document, *shown)
+
+    def _print(self, document: Mapping[str, Any], *shown: RenderableType) -> None:
         if self.as_json:
             from ella_cli.files import finite_json
 
             # All of it or nothing; what JSON has no number for is null.
             whole = json.dumps(finite_json(document), indent=2, ensure_ascii=False, allow_nan=False)
             sys.stdout.write(whole + "\n")
+            sys.stdout.flush()
             return
         for renderable in shown:
             # Plain text may be meant for a file, where a wrapped line would be two.
             self.stdout.print(renderable, soft_wrap=isinstance(renderable, str))
+
+
+@contextmanager
+def _stdout_errors() -> Iterator[None]:
+    """Makes a StorageError of a full disk behind stdout; a reader that has gone needs no words."""
+    try:
+        yield
+    except OSError as error:
+        # What is still in the buffer would fail once more when the process ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(1) from None
+        raise StorageError(
+            f"cannot write the result: {error.strerror or error}",
+            hint="make room where it is to be written, and give the command again",
+        ) from error
 
 
 class PlainConsole(Console):

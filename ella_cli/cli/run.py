@@ -12,6 +12,7 @@ import typer
 from ella_cli.cli.options import DryRunOption, takes_settings
 from ella_cli.cli.output import JsonOption, Output, QuietOption, VerboseOption
 from ella_cli.config import RunSettings
+from ella_cli.errors import SettingsError
 from ella_cli.unused import unused_settings
 
 SingleOption = Annotated[
@@ -73,7 +74,15 @@ def run(
 
         order = resolve_order(settings.order)
         check_run(settings, order)
-        print_settings(output, settings, output_dir=output_dir, tasks=", ".join(order))
+        _check_there(settings, single, first_stage)
+        print_settings(
+            output,
+            settings,
+            output_dir=output_dir,
+            tasks=", ".join(order),
+            single=single,
+            first_stage=first_stage,
+        )
         return
     from ella_cli.cli.bar import showing_progress
     from ella_cli.report import matrix_table, write_html
@@ -97,3 +106,20 @@ def run(
     output.say(str(folder.results), label="results")
     if report:
         output.say(str(folder.report), label="report ")
+
+
+def _check_there(settings: RunSettings, single: Path | None, first_stage: Path | None) -> None:
+    """What a dry run can tell without model and rows.
+
+    Raises:
+        SettingsError: what is named is not there, or has no place in this method.
+    """
+    if first_stage is not None and settings.method == "joint":
+        raise SettingsError("--method joint has one stage, of all tasks", hint="drop --first-stage")
+    for flag, folder in (
+        ("--data", settings.data and Path(settings.data)),
+        ("--single", single),
+        ("--first-stage", first_stage),
+    ):
+        if folder and not folder.is_dir():
+            raise SettingsError(f"{flag} {folder} is not a folder", hint="name one that is there")

@@ -51,7 +51,8 @@ def read_run_stages(folder: Path) -> RunStages:
     paths = RunPaths(folder)
     record_path, results_path = paths.record, paths.results
     if not record_path.is_file():
-        raise StorageError(f"{folder} holds no run.json", hint="name a folder that `ella run` made")
+        what = f"{folder} holds no run.json" if folder.is_dir() else f"there is no folder {folder}"
+        raise StorageError(what, hint="name a folder that `ella run` made")
     record = read_json(record_path)
     order = record.get("order") if isinstance(record, dict) else None
     if not isinstance(order, list) or not order:

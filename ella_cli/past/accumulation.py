@@ -256,21 +256,22 @@ def _with_less_curvature(change: Change) -> Change:
     )
     shares = [s for one, name, _ in modules for s in one.record.dropped.get(name, (0.0, 0.0))]
     note = (
-        f"curvature of {len(fitted)} tasks takes {_size(size)}, W_past as matrices "
-        f"{_size(change.dense_bytes)}: up to {of_g} eigenvectors of a G and {of_c} of a C are "
-        f"kept, and of the traces {statistics.fmean(shares):.1%} in the mean and at most "
-        f"{max(shares):.1%} cut off"
+        f"curvature of {_tasks(len(fitted))} takes {_size(size)}, W_past as matrices "
+        f"{_size(change.dense_bytes)}, so it was cut: of its "
+        f"traces {statistics.fmean(shares):.1%} are gone in the mean of the modules, and "
+        f"{max(shares):.1%} at most; nothing needs to be done. "
+        f"Kept: up to {of_g} eigenvectors of a G and {of_c} of a C"
     )
     both = list(zip(change.curvatures, fitted, strict=True))
     narrowed = [new for old, new in both if new.basis < old.basis]
     if narrowed:
         note += (
-            f"; directions of {len(narrowed)} are kept in {min(one.basis for one in narrowed)} "
+            f"; directions of {_tasks(len(narrowed))} in {min(one.basis for one in narrowed)} "
             f"columns instead of {max(one.basis for one in change.curvatures)}"
         )
     fewer = [new.directions for old, new in both if new.directions < old.directions]
     if fewer:
-        note += f"; of {len(fewer)} as few as {min(fewer)} directions"
+        note += f"; {min(fewer)} directions at least of {_tasks(len(fewer))} instead of all"
     return dataclasses.replace(change, curvatures=fitted, notes=(*change.notes, note))
 
 
@@ -317,6 +318,10 @@ def _refuse_idleness(path: Path, old: Past | None, kind: EnergyKind, chosen: Sto
 def _shown(kind: EnergyKind) -> str:
     last = f", last {kind.last}" if kind.last is not None else ""
     return kind.kind + last + (f", decay {kind.decay:g}" if kind.decay is not None else "")
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"
 
 
 def _size(count: int) -> str:

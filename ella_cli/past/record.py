@@ -16,6 +16,7 @@ from ella_cli.adapter.curvature_record import CurvatureRecord, Finite
 from ella_cli.config import Energy
 from ella_cli.errors import PastError
 from ella_cli.names import is_nameable
+from ella_cli.wording import plain
 
 Store = Literal["factored", "dense"]
 
@@ -215,7 +216,7 @@ def read_record(metadata: Mapping[str, str], where: object) -> Record:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "record"
         raise PastError(
-            f"{where} has a damaged record: {place}: {first['msg']}",
+            f"{where} has a damaged record: {place}: {plain(first)}",
             hint="it was changed by hand; restore it, or accumulate the adapters again",
         ) from error
     if not PLAIN_VERSION <= record.version <= LATEST_VERSION:

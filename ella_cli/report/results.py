@@ -20,6 +20,7 @@ from ella_cli.files import read_json
 from ella_cli.manifest import MANIFEST, read_manifest
 from ella_cli.names import nameable
 from ella_cli.run_paths import RESULTS, RunPaths, stage_name
+from ella_cli.wording import plain
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def read_run(folder: Path) -> RunResults:
     path = folder if folder.is_file() else folder / RESULTS
     if not path.is_file():
         raise StorageError(
-            f"{folder} holds no {RESULTS}",
+            f"{folder} holds no {RESULTS}" if folder.is_dir() else f"there is no folder {folder}",
             hint="name the folder of a finished `ella run`; the same command finishes one",
         )
     document = read_json(path)
@@ -216,7 +217,7 @@ def _check_facts(document: Mapping[str, Any], path: Path) -> None:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise StorageError(
-            f"{path}: {where} is {str(first['input'])[:60]!r}: {first['msg']}",
+            f"{path}: {where} is {str(first['input'])[:60]!r}; it {plain(first)}",
             hint="the file was changed by hand; score the run again",
         ) from error
 

@@ -27,58 +27,72 @@ _LATER = {
 _TOLD = {"model", "data", "limit", "limit_test", "validation"}
 
 
+def check_first_stage(
+    other: Path, task: str, record: Mapping[str, Any], settings: RunSettings
+) -> None:
+    """
+    Args:
+        other: a run whose first stage is to be taken.
+        task: the first task here.
+        record: what this run's run.json holds, or will.
+
+    Raises:
+        SettingsError: the other run's first stage is not finished, or would not be the same.
+        StorageError: it cannot be read.
+    """
+    method = METHODS[settings.method]
+    if method.joint:
+        raise SettingsError("--method joint has one stage, of all tasks", hint="drop --first-stage")
+    measures = method.measures(settings.curvature_rows)
+    source = RunFolder(other)
+    stage = source.adapter(0, task)
+    if stage is None:
+        raise SettingsError(
+            f"{other} has no finished first stage {stage_name(0, task)}",
+            hint="name the folder of a run that begins with the same task",
+        )
+    theirs, ours = (_deciding(one, task) for one in (source.read(), record))
+    if not measures:
+        # A stage with its curvature merely has more than is asked for.
+        for one in (theirs, ours):
+            for field in CurvatureFields.model_fields:
+                one.pop(field, None)
+    # An older ella did not note these.
+    for fact in ("task_digest", "tokenizer"):
+        if None in (theirs[fact], ours[fact]):
+            del theirs[fact], ours[fact]
+    asked = None in (theirs["precision"], ours["precision"])
+    for one in (theirs, ours):
+        # What the weights were, not how that was asked for, where it is known.
+        del one["precision" if asked else "dtype"]
+    for what in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(what) != ours.get(what):
+            raise SettingsError(
+                f"the first stage of {other} is another one: its {what.replace('_', '-')} is "
+                f"{theirs.get(what)}, here {ours.get(what)}",
+                hint="leave --first-stage out to train it here",
+            )
+    if measures:
+        _check_curvature(stage, other)
+
+
 def take_first_stage(
     run: RunFolder, other: Path, task: str, settings: RunSettings, progress: Progress = SILENCE
 ) -> None:
     """Copies the other run's first stage and what was scored with it, unless `run` has its own.
 
     Args:
-        run: claimed, so that its record is there.
-        other: a run whose first stage is finished.
+        other: has passed `check_first_stage`.
         task: the first task of `run`.
 
     Raises:
-        SettingsError: the other run's first stage is not finished, or would not be the same.
         StorageError: it cannot be read, or ours not written.
     """
-    method = METHODS[settings.method]
-    if method.joint:
-        raise SettingsError("--method joint has one stage, of all tasks", hint="drop --first-stage")
-    measures = method.measures(settings.curvature_rows)
+    measures = METHODS[settings.method].measures(settings.curvature_rows)
     name = stage_name(0, task)
-    source = RunFolder(other)
     with processes.main_first():
         if run.adapter(0, task) is not None:
             return
-        stage = source.adapter(0, task)
-        if stage is None:
-            raise SettingsError(
-                f"{other} has no finished first stage {name}",
-                hint="name the folder of a run that begins with the same task",
-            )
-        theirs, ours = (_deciding(one, task) for one in (source, run))
-        if not measures:
-            # A stage with its curvature merely has more than is asked for.
-            for one in (theirs, ours):
-                for field in CurvatureFields.model_fields:
-                    one.pop(field, None)
-        # An older ella did not note these.
-        for fact in ("task_digest", "tokenizer"):
-            if None in (theirs[fact], ours[fact]):
-                del theirs[fact], ours[fact]
-        asked = None in (theirs["precision"], ours["precision"])
-        for one in (theirs, ours):
-            # What the weights were, not how that was asked for, where it is known.
-            del one["precision" if asked else "dtype"]
-        for what in sorted(theirs.keys() | ours.keys()):
-            if theirs.get(what) != ours.get(what):
-                raise SettingsError(
-                    f"the first stage of {other} is another one: its {what.replace('_', '-')} is "
-                    f"{theirs.get(what)}, here {ours.get(what)}",
-                    hint="leave --first-stage out to train it here",
-                )
-        if measures:
-            _check_curvature(stage, other)
         progress.note(f"{name} taken from {other}")
         # Scores go first: once the stage is there, they are not looked for again.
         for part in ("scores/base", f"scores/{name}", f"stages/{name}"):
@@ -123,9 +137,8 @@ def _is_of(trained: Mapping[str, Any], now: CurvatureRecord) -> bool:
     return rows == (now.rows, now.tokens) and then == (now.importance, now.contrast)
 
 
-def _deciding(run: RunFolder, task: str) -> dict[str, Any]:
-    """All of a claimed run's record that its first stage depends on."""
-    record = run.read()
+def _deciding(record: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """All of a run's record that its first stage depends on."""
     # What an older ella measured counts in full; it named no optimizer, and had AdamW.
     settings = {"importance": 1.0, "optim": "adamw", **record["settings"]}
     kept = {name: settings[name] for name in settings.keys() - _LATER - _TOLD - FREE}

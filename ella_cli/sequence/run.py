@@ -22,7 +22,7 @@ from ella_cli.past import Past, accumulate, read_past
 from ella_cli.past.past import usual_energy
 from ella_cli.past.record import EnergyKind
 from ella_cli.progress import SILENCE, Progress
-from ella_cli.sequence.first_stage import take_first_stage
+from ella_cli.sequence.first_stage import check_first_stage, take_first_stage
 from ella_cli.sequence.loading import base_once, load_tasks
 from ella_cli.sequence.run_folder import RunFolder, method_of, stage_names
 from ella_cli.sequence.score import evaluation_facts, score_run
@@ -79,10 +79,15 @@ def run_order(
         "processes": processes.count(),
     }
     with run.at_work():
+        name = tasks[0].spec.name
         with processes.main_first():
+            if first_stage is not None and run.adapter(0, name) is None:
+                # Before the folder is claimed: what is refused leaves it free.
+                record = {"settings": settings.model_dump(mode="json", by_alias=True), **facts}
+                check_first_stage(first_stage, name, record, settings)
             run.claim(settings, [task.spec.name for task in tasks], command, facts)
         if first_stage is not None:
-            take_first_stage(run, first_stage, tasks[0].spec.name, settings, progress)
+            take_first_stage(run, first_stage, name, settings, progress)
         adapters = train_stages(run, base, tasks, settings, progress)
         scored_by = evaluation_of(settings)
         return score_run(run, base, tasks, adapters, settings, scored_by, alone, progress)

@@ -17,6 +17,7 @@ from ella_cli.manifest import MANIFEST
 from ella_cli.run_paths import RunPaths
 from ella_cli.training.manifest import versions
 from ella_cli.training.methods import METHODS, Method
+from ella_cli.wording import plain
 
 FORMAT = 1
 
@@ -111,9 +112,20 @@ class RunFolder(RunPaths):
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             raise SettingsError(
-                f"{self.record}: {name.replace('_', '-')}: {first['msg']}",
+                f"{self.record}: {name.replace('_', '-')}: {plain(first)}",
                 hint="it is of another version of ella, or was changed by hand",
             ) from error
+
+    def _check_free(self) -> None:
+        """Of a folder without a record: whether a run would meet files that are not its own."""
+        others = [self.path / name for name in (MANIFEST, "adapter_config.json", "config.json")]
+        own = [self.stages, self.scores, self.past, self.results, self.report]
+        found = next((one for one in (*others, *own) if one.exists()), None)
+        if found is not None:
+            raise SettingsError(
+                f"{self.path} is no run's folder, and has {found.name} already",
+                hint="give a new --output-dir",
+            )
 
     def claim(
         self, settings: RunSettings, order: Sequence[str], command: str, facts: Mapping[str, Any]
@@ -124,10 +136,12 @@ class RunFolder(RunPaths):
             facts: fingerprints by which a changed base or changed rows are noticed.
 
         Raises:
-            SettingsError: it belongs to a run with other settings, another base or other rows.
+            SettingsError: it belongs to a run with other settings, another base or other rows, or
+                holds other things.
         """
         ours = settings.model_dump(mode="json", by_alias=True)
         if not self.record.is_file():
+            self._check_free()
             document = {
                 "format": FORMAT,
                 "command": command,

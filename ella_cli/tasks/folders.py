@@ -128,11 +128,17 @@ def split_file(folder: Path, split: str) -> Path:
     Raises:
         TaskError: there is none, or more than one.
     """
-    found = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
-    found = [path for path in found if path.is_file()]
+    named = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
+    found = [path for path in named if path.is_file()]
     if len(found) > 1:
         raise TaskError(
             f"{folder} has {' and '.join(path.name for path in found)}", hint="keep one of them"
+        )
+    odd = next((path for path in named if path.exists() or path.is_symlink()), None)
+    if not found and odd is not None:
+        raise TaskError(
+            f"{odd} is no file" if odd.exists() else f"{odd} is a link to nothing",
+            hint="put the file itself there",
         )
     if not found:
         there = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)

@@ -132,7 +132,7 @@ def _csv_records(path: Path, text: str, delimiter: str | None) -> Iterator[Recor
     header = [name.strip() for name in next(rows, (1, []))[1]]
     if len(header) < 2:
         raise TaskError(
-            f"{path} has no second column, so no answers",
+            f"{path} has no second column, so no answers" if text.strip() else f"{path} is empty",
             hint="its first line names the columns, such as `text,label`",
         )
     twice = next((name for name in header if name and header.count(name) > 1), None)

@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from ella_cli.errors import TaskError
 from ella_cli.names import has_half_characters, is_nameable
+from ella_cli.wording import plain
 
 Metric = Literal["accuracy", "rouge-l", "edit-similarity", "sari"]
 Compare = Literal["exact", "first-letter"]
@@ -166,7 +167,7 @@ def spec_from(document: Mapping[str, Any], where: Path) -> TaskSpec:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise TaskError(
-            f"{where}: {key}: {first['msg']}",
+            f"{where}: {key}: {plain(first)}",
             hint="keys are " + ", ".join(field.name for field in fields(TaskSpec)),
         ) from error
 
@@ -187,7 +188,7 @@ def read_spec(path: Path, *, defaults: Mapping[str, Any] | None = None) -> TaskS
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise TaskError(f"{path} is not YAML{line}", hint="check its indentation") from error
+        raise TaskError(f"{path} is not YAML{line}", hint=_yaml_hint(error)) from error
     except (OSError, ValueError, RecursionError) as error:
         raise TaskError(f"cannot read {path}: {error!s:.160}", hint="check the file") from error
     if not isinstance(document, dict):
@@ -220,6 +221,14 @@ def near_names(name: str, known: Iterable[str]) -> tuple[str, ...]:
     """Up to three known names that look like `name`, nearest first."""
     plain = {plain_name(one): one for one in known}
     return tuple(plain[one] for one in difflib.get_close_matches(plain_name(name), plain, n=3))
+
+
+def _yaml_hint(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.reader.ReaderError):
+        return "it holds a control character; write texts as they are read"
+    if isinstance(error, yaml.constructor.ConstructorError):
+        return "tags such as !!python/object are not taken; write the text itself"
+    return "check its indentation, and put quotes around a text with `: ` or `#`"
 
 
 def unknown_task(name: str, known: Iterable[str]) -> TaskError:

@@ -17,6 +17,8 @@ from ella_cli.training.trainer import TaskTrainer
 
 # A curve has at most about this many points, so that long trainings stay readable and small.
 _CURVE_POINTS = 200
+# Of fewer nothing is said before the end.
+_FEWEST_STEPS = 10
 
 
 class StepWatch(TrainerCallback):
@@ -66,7 +68,9 @@ class StepWatch(TrainerCallback):
             trainer.log(trainer.point(norm))
         self._advance(1, self._words(norm))
         trainer.step_ce = 0.0
-        if state.global_step in (state.max_steps // 2, state.max_steps):
+        # In its middle a short training has not shown yet what the penalty will do: B = 0 at first.
+        half = max(state.max_steps // 2, _FEWEST_STEPS)
+        if state.global_step in (half, state.max_steps):
             self._warn_of_signs()
         if state.global_step == state.max_steps and trainer.saves_the_end:
             control.should_save = True

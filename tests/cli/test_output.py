@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 
+from ella_cli import __version__
 from ella_cli.cli.bar import showing_progress
 from ella_cli.cli.output import Output
+from tests.cli.test_report import ella
 
 
 @pytest.mark.parametrize("quiet", [True, False])
@@ -54,6 +57,34 @@ def test_json_is_whole_and_has_null_where_there_is_no_number(
     shown = capsys.readouterr().out
     assert ":+1:" in shown
     assert ":-1:" in shown
+
+
+@pytest.mark.parametrize("json", [["--json"], []])
+def test_a_full_disk_behind_stdout_is_two_lines(json: list[str]) -> None:
+    command = [sys.executable, "-m", "ella_cli", "tasks", "ls", *json]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == (
+        "error: cannot write the result: No space left on device"
+    )
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "ella_cli", "tasks", "ls", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_the_version_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ella(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"ella {__version__}\n"
 
 
 def test_brackets_in_names_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -330,6 +330,8 @@ def test_a_command_line_that_cannot_be_read(
         (["run", "--config", "date.yaml", "-o", "r"], "cannot read settings"),
         (["run", "--order", "demo", "--lambda", "0,1", "-o", "r"], "names 2 values"),
         (["run", "--order", "demo", "--lambda", "0,1", "--dry-run", "-o", "r"], "names 2 values"),
+        (["run", "--order", "demo", "--first-stage", "no", "--dry-run", "-o", "r"], "no is not a"),
+        (["run", "--order", "1", "--data", "no", "--dry-run", "-o", "r"], "--data no is not a"),
         (["run", "--order", "demo", "--num-train-epochs", "inf", "-o", "r"], "num-train-epochs"),
         (["demo", "--max-steps", 0], "max-steps = 0"),
         (["train", "--task", "demo-topic", "--device", "gpu", "-o", "a"], "--device gpu"),

@@ -46,7 +46,7 @@ def test_curvatures_that_fall_off_take_no_more_than_the_matrices(
     # As many as there is room for, and the note says so.
     each = sum(2 * (rows + columns) for rows, columns in SHAPES.values())
     assert each * 12 * (max(widths) + 1) > ROOM
-    said = f"up to {max(widths)} eigenvectors of a G and {max(of_c)} of a C are kept"
+    said = f"up to {max(widths)} eigenvectors of a G and {max(of_c)} of a C"
     assert any(said in note for note in notes), notes
     assert [weight for _, weight in past.weighed_curvatures] == counts
     # A cut one is still the adapter's own.

@@ -111,7 +111,7 @@ def test_a_past_says_that_directions_lost_columns(
     notes = accumulate(folders, tmp_path / "w").notes
     kept = {one.basis for one in read_past(tmp_path / "w").curvatures}
     assert max(kept) < 8
-    said = f"directions of 12 are kept in {min(kept)} columns instead of 8"
+    said = f"directions of 12 tasks in {min(kept)} columns instead of 8"
     assert any(said in note for note in notes), notes
 
 

@@ -89,7 +89,7 @@ def test_a_curvature_of_another_rank_is_measured_anew_and_one_that_was_cut_is_no
 ) -> None:
     folders = [falling(make_adapter(f"task{i}", i), i, 0.2) for i in range(12)]
     done = accumulate(folders, tmp_path / "w")
-    assert any(" of a C are kept" in note for note in done.notes)
+    assert any(", so it was cut: " in note for note in done.notes)
     assert not any(done.past.lacks(read_adapter(folder)) for folder in folders)
     with pytest.raises(AdapterError, match="already"):
         accumulate(folders[:1], tmp_path / "w")

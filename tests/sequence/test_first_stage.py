@@ -16,7 +16,7 @@ from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.kernels import Kronecker
 from ella_cli.sequence import RunFolder, has_first_stage
-from ella_cli.sequence.first_stage import take_first_stage
+from ella_cli.sequence.first_stage import check_first_stage, take_first_stage
 
 FACTS = {
     "base": {"model": "smollm2", "fingerprint": "b0"},
@@ -60,6 +60,14 @@ def _measured(stage: Path, *, width: int = 1, **record: Any) -> None:
     )
 
 
+def _take(folder: Path, other: Path, own: RunSettings) -> None:
+    """As `run_order` does, but for the claim between the two."""
+    run = RunFolder(folder)
+    if run.adapter(0, "amazon") is None:
+        check_first_stage(other, "amazon", run.read(), own)
+    take_first_stage(run, other, "amazon", own)
+
+
 def _files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
@@ -84,7 +92,7 @@ def test_what_protects_earlier_tasks_does_not_touch_the_first(
     own = _claimed(tmp_path / "two", **settings)
     assert has_first_stage(tmp_path / "one")
     assert not has_first_stage(tmp_path / "two")
-    take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "one", "amazon", own)
+    _take(tmp_path / "two", tmp_path / "one", own)
     # Whole files only: what another process is just writing is left behind.
     expected = _files(tmp_path / "one") - {"scores/01-amazon/.yahoo.json.x.tmp"}
     if settings["method"] == "seqlora" or not settings.get("curvature_rows", 64):
@@ -93,7 +101,7 @@ def test_what_protects_earlier_tasks_does_not_touch_the_first(
     assert _files(tmp_path / "two") == expected
     assert has_first_stage(tmp_path / "two")
     # Once it is there, the other run may go.
-    take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "gone", "amazon", own)
+    _take(tmp_path / "two", tmp_path / "gone", own)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +125,7 @@ def test_another_first_stage_is_refused(
     own = _claimed(tmp_path / "two", FACTS | facts, **settings)
     before = _files(tmp_path / "two")
     with pytest.raises(SettingsError, match=words):
-        take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "one", "amazon", own)
+        _take(tmp_path / "two", tmp_path / "one", own)
     assert _files(tmp_path / "two") == before
 
 
@@ -126,10 +134,10 @@ def test_a_stage_without_what_is_to_be_protected_is_refused(tmp_path: Path) -> N
     (tmp_path / "one/stages/01-amazon/curvature.safetensors").unlink()
     own = _claimed(tmp_path / "two", method="ella")
     with pytest.raises(SettingsError, match="has no curvature"):
-        take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "one", "amazon", own)
+        _take(tmp_path / "two", tmp_path / "one", own)
     joint = _claimed(tmp_path / "three", method="joint")
     with pytest.raises(SettingsError, match="one stage, of all tasks"):
-        take_first_stage(RunFolder(tmp_path / "three"), tmp_path / "one", "amazon", joint)
+        _take(tmp_path / "three", tmp_path / "one", joint)
     assert not has_first_stage(tmp_path / "two")
     assert not has_first_stage(tmp_path / "three")
 
@@ -138,7 +146,7 @@ def test_an_unfinished_run_has_none_to_give(tmp_path: Path) -> None:
     _claimed(tmp_path / "one")
     own = _claimed(tmp_path / "two")
     with pytest.raises(SettingsError, match="no finished first stage 01-amazon"):
-        take_first_stage(RunFolder(tmp_path / "two"), tmp_path / "one", "amazon", own)
+        _take(tmp_path / "two", tmp_path / "one", own)
 
 
 def test_a_stage_that_was_measured_anew_is_not_what_training_would_give(tmp_path: Path) -> None:
@@ -152,22 +160,22 @@ def test_a_stage_that_was_measured_anew_is_not_what_training_would_give(tmp_path
     _measured(stage, importance=1.0)
     own = _claimed(tmp_path / "b", method="ella")
     with pytest.raises(SettingsError, match="was measured anew"):
-        take_first_stage(RunFolder(tmp_path / "b"), tmp_path / "a", "amazon", own)
+        _take(tmp_path / "b", tmp_path / "a", own)
     assert not (tmp_path / "b" / "stages").exists()
     _measured(stage, importance=0.5, contrast=0.3)
-    take_first_stage(RunFolder(tmp_path / "b"), tmp_path / "a", "amazon", own)
+    _take(tmp_path / "b", tmp_path / "a", own)
     assert (tmp_path / "b" / "stages/01-amazon/curvature.safetensors").is_file()
     # Where training said which it was, any other is another one.
     (digest,) = [read_curvature(read_adapter(stage)).record.digest]  # type: ignore[union-attr]
     manifest["curvature"]["measured"] = digest  # type: ignore[index]
     (stage / "ella.json").write_text(json.dumps(manifest))
     third = _claimed(tmp_path / "d", method="ella")
-    take_first_stage(RunFolder(tmp_path / "d"), tmp_path / "a", "amazon", third)
+    _take(tmp_path / "d", tmp_path / "a", third)
     _measured(stage, importance=0.5, contrast=0.3, width=2)
     fourth = _claimed(tmp_path / "e", method="ella")
     with pytest.raises(SettingsError, match="was measured anew"):
-        take_first_stage(RunFolder(tmp_path / "e"), tmp_path / "a", "amazon", fourth)
+        _take(tmp_path / "e", tmp_path / "a", fourth)
     # A method that protects nothing does not ask.
     _measured(stage, importance=0.7)
     none = _claimed(tmp_path / "c", method="inclora", curvature_rows=0)
-    take_first_stage(RunFolder(tmp_path / "c"), tmp_path / "a", "amazon", none)
+    _take(tmp_path / "c", tmp_path / "a", none)

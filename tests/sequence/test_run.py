@@ -318,6 +318,19 @@ def test_a_task_that_asks_otherwise_makes_another_run_and_other_scores(
     assert json.loads(cell.read_text())["key"] != before
 
 
+def test_a_first_stage_that_is_refused_leaves_the_folder_free(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    settings = RunSettings(order="demo-topic", model=str(tiny_llama), limit=4, max_steps=1)
+    for method, other in (("joint", "one"), ("ella", "none")):
+        asked = settings.model_copy(update={"method": method})
+        with pytest.raises(
+            SettingsError, match=r"has one stage, of all|has no finished first stage"
+        ):
+            run_order(asked, tmp_path / "run", first_stage=tmp_path / other)
+        assert not RunFolder(tmp_path / "run").record.exists()
+
+
 def test_another_tokenizer_makes_another_run_and_other_scores(
     tiny_llama: Path, tmp_path: Path
 ) -> None:

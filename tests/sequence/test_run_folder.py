@@ -31,6 +31,20 @@ def _claim(folder: Path, facts: dict[str, Any] = FACTS, **settings: Any) -> Path
     return run.record
 
 
+@pytest.mark.parametrize(
+    "name", ["wpast.safetensors", "adapter_config.json", "stages", "results.json"]
+)
+def test_a_folder_of_other_things_is_not_claimed(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").touch()
+    (tmp_path / "run" / name).touch()
+    with pytest.raises(SettingsError, match=f"is no run's folder, and has {name} already"):
+        _claim(tmp_path / "run")
+    assert {one.name for one in (tmp_path / "run").iterdir()} == {"log.txt", name}
+    (tmp_path / "run" / name).unlink()
+    assert _claim(tmp_path / "run").is_file()
+
+
 def test_a_claim_is_written_once_and_held_to(tmp_path: Path) -> None:
     record = _claim(tmp_path / "run")
     before = record.read_bytes()

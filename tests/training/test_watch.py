@@ -76,6 +76,11 @@ def test_a_penalty_without_effect_is_warned_of_once(
     assert "raise --rho or --lambda" in warning
 
 
+def test_a_short_training_is_judged_at_its_end(ground: tuple[Base, Past], tmp_path: Path) -> None:
+    # B = 0 at the first step of three: so far no penalty could have had an effect.
+    assert not _second(ground, tmp_path / "a2", "auto", max_steps=3).warnings
+
+
 def test_a_collapse_says_what_to_change(ground: tuple[Base, Past], tmp_path: Path) -> None:
     # Nothing is learned, and next to nothing moves.
     listener = _second(ground, tmp_path / "a2", "auto", learning_rate=1e-7)
