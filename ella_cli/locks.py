@@ -19,6 +19,23 @@ def lock_beside(path: Path) -> Path:
 
 
 @contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Waits until no other command changes the file `path`, and keeps it to this one.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    with files.storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock_beside(path))
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextmanager
 def sole(lock: Path, place: Path) -> Iterator[None]:
     """Keeps `place` to this command; of several processes the main one holds it for all.
 

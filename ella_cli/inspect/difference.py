@@ -158,7 +158,7 @@ def _total(modules: list[ModuleDifference]) -> ModuleDifference:
 def _past_facts(a: Past, b: Past) -> tuple[tuple[str, str, str], ...]:
     return (
         ("stored", a.store, b.store),
-        ("energy", _energy(a), _energy(b)),
+        ("energy", a.record.energy.words, b.record.energy.words),
         ("base model", a.base.model or "–", b.base.model or "–"),
         ("base fingerprint", a.base.fingerprint[:12] or "–", b.base.fingerprint[:12] or "–"),
         ("tasks", _tasks(a), _tasks(b)),
@@ -175,16 +175,6 @@ def _adapter_facts(a: Adapter, b: Adapter) -> tuple[tuple[str, str, str], ...]:
         ("ranks", _ranks(a), _ranks(b)),
         ("digest", a.digest[:12], b.digest[:12]),
     )
-
-
-def _energy(past: Past) -> str:
-    kind = past.record.energy
-    words: list[str] = [kind.kind]
-    if kind.last is not None:
-        words.append(f"last {kind.last}")
-    if kind.decay is not None:
-        words.append(f"decay {kind.decay:g}")
-    return ", ".join(words)
 
 
 def _tasks(past: Past) -> str:

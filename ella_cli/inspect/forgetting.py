@@ -113,9 +113,9 @@ def forgetting_of(runs: Sequence[Path], reference: Path | None = None) -> Forget
             )
     pairs: list[Pair] = []
     transitions: list[Transition] = []
-    for run in stages:
+    for run, label in zip(stages, _labels(resolved), strict=True):
         for t in range(1, len(run.order)):
-            found = _transition(run, t, other)
+            found = _transition(run, label, t, other)
             if found is not None:
                 transitions.append(found[0])
                 pairs += found[1]
@@ -128,8 +128,16 @@ def forgetting_of(runs: Sequence[Path], reference: Path | None = None) -> Forget
     )
 
 
+def _labels(runs: Sequence[Path]) -> list[str]:
+    """Names of the runs' folders, with as many folders above them as tell them apart."""
+    depth = 1
+    while len({run.parts[-depth:] for run in runs}) < len(runs):
+        depth += 1
+    return ["/".join(run.parts[-depth:]) for run in runs]
+
+
 def _transition(
-    run: RunStages, t: int, reference: RunStages | None
+    run: RunStages, label: str, t: int, reference: RunStages | None
 ) -> tuple[Transition, list[Pair]] | None:
     """None where an adapter up to stage t is missing."""
     known = [adapter for adapter in run.adapters[: t + 1] if adapter is not None]
@@ -164,7 +172,6 @@ def _transition(
         if bound_lam is None
         else bound_of("all modules", bound_lam, sums, measured=ideal is not None)
     )
-    label = run.path.resolve().name
     pairs = [
         Pair(
             label,

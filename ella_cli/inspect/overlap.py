@@ -114,7 +114,7 @@ def common_modules(adapter: Adapter, past: Past) -> tuple[str, ...]:
     common = tuple(name for name in adapter.names if name in known)
     if not common:
         raise ShapeError(
-            f"{adapter.path} and {past.path} have no module in common: "
+            f"{adapter.path} and {past.path or 'the past'} have no module in common: "
             f"{_first(adapter.names)} there, {_first(past.names)} here",
             hint="adapter and past must be of one base model",
         )
@@ -122,7 +122,7 @@ def common_modules(adapter: Adapter, past: Past) -> tuple[str, ...]:
         if adapter.shape(name) != past.shape(name):
             raise ShapeError(
                 f"{name} is {adapter.shape(name)} in {adapter.path} and {past.shape(name)} in "
-                f"{past.path}",
+                f"{past.path or 'the past'}",
                 hint="adapter and past must be of one base model",
             )
     return common

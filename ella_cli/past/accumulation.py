@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock
 
 from ella_cli.adapter import read_adapter
 from ella_cli.config import Energy
-from ella_cli.errors import PastError, SettingsError, StorageError
+from ella_cli.errors import PastError, SettingsError
 from ella_cli.files import behind_links, replacing
-from ella_cli.locks import lock_beside
+from ella_cli.locks import waiting
 from ella_cli.past.change import Change
 from ella_cli.past.curvatures import fit_curvatures
 from ella_cli.past.dense_file import write_dense
@@ -110,7 +109,7 @@ def accumulate(
     path = behind_links(path)
     replace = replace or {}
     outgoing = (*drop, *replace)
-    with locked(path), _one_thread():
+    with waiting(path), _one_thread():
         old = read_past(path) if path.exists() else None
         read = [read_adapter(folder) for folder in adapters]
         if old is None and energy is None:
@@ -170,28 +169,6 @@ def _check_readable(written: Path, path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits until no other process changes `path`.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_beside(path))
-        lock.acquire()
-    except OSError as error:
-        raise StorageError(
-            f"cannot use {path.parent}: {error.strerror or error}",
-            hint="check that the folder may be written",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
 def _one_thread() -> Iterator[None]:
     """Torch computes in the calling thread alone: a dense store gives each core modules of its own.
 
@@ -232,8 +209,7 @@ def energy_of(
         return known
     if old.store == "dense" and not (kind.is_plain and known.is_plain):
         raise PastError(
-            f"{old.path} is dense with the energy {_shown(known)}, which cannot become "
-            f"{_shown(kind)}",
+            f"{old.path} is dense with the energy {known.words}, which cannot become {kind.words}",
             hint="accumulate the adapters into a new file",
         )
     if not kind.is_plain and any(block.tasks > 1 for block in old.record.blocks):
@@ -313,11 +289,6 @@ def _refuse_idleness(path: Path, old: Past | None, kind: EnergyKind, chosen: Sto
             f"nothing to do for {path}",
             hint="give adapters to add, --drop, --replace, another --energy or --store",
         )
-
-
-def _shown(kind: EnergyKind) -> str:
-    last = f", last {kind.last}" if kind.last is not None else ""
-    return kind.kind + last + (f", decay {kind.decay:g}" if kind.decay is not None else "")
 
 
 def _tasks(count: int) -> str:

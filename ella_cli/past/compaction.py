@@ -15,7 +15,7 @@ from ella_cli.adapter.tensor_writer import TensorFileWriter
 from ella_cli.errors import PastError, SettingsError
 from ella_cli.files import behind_links, replacing
 from ella_cli.kernels import Factors
-from ella_cli.past.accumulation import locked
+from ella_cli.locks import waiting
 from ella_cli.past.curvatures import copy_curvatures, curvature_layout
 from ella_cli.past.factored import FactoredStore
 from ella_cli.past.past import Past, read_past
@@ -55,7 +55,7 @@ def compact(path: Path, *, tolerance: float = 1e-4) -> Compacted:
     """
     check_tolerance(tolerance)
     path = behind_links(path)
-    with locked(path):
+    with waiting(path):
         past = read_past(path)
         store = compactable(past)
         found = [

@@ -134,6 +134,13 @@ class EnergyKind:
         """Whether some tasks count less than others."""
         return self.last is not None or self.decay is not None
 
+    @property
+    def words(self) -> str:
+        """`abs, last 3, decay 0.5`"""
+        last = f", last {self.last}" if self.last is not None else ""
+        decay = f", decay {self.decay:g}" if self.decay is not None else ""
+        return self.kind + last + decay
+
     def weights(self, tasks: int) -> tuple[float, ...]:
         """One a task, oldest first."""
         decay = 1.0 if self.decay is None else self.decay

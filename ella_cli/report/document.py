@@ -154,6 +154,10 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
+
+
 def cell_text(cell: Cell) -> str:
     if cell is None:
         return "–"

@@ -7,6 +7,7 @@ are, and `svg` escapes the words it sets.
 from __future__ import annotations
 
 from functools import cache
+from itertools import chain, count
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -37,6 +38,7 @@ def render(document: Document, *, footer: str = "") -> str:
             document=document,
             style=Markup((_PAGE / "document.css").read_text(encoding="utf-8")),
             footer=footer or made_by(""),
+            anchors=_anchors(document),
         )
     )
 
@@ -67,8 +69,17 @@ def _environment() -> Environment:
         "text": cell_text,
         "wide": _is_wide,
     }
-    environment.filters["anchor"] = _anchor
     return environment
+
+
+def _anchors(document: Document) -> list[str]:
+    """One a section; titles that differ in signs only get a number behind theirs."""
+    made: list[str] = []
+    for section in document.sections:
+        plain = _anchor(section.title)
+        numbered = (f"{plain}-{n}" for n in count(2))
+        made.append(next(one for one in chain([plain], numbered) if one not in made))
+    return made
 
 
 def _anchor(title: str) -> str:

@@ -18,6 +18,7 @@ from ella_cli.report.document import (
     Series,
     Table,
     Words,
+    percent,
     without_empty_columns,
 )
 from ella_cli.report.inspected_curvature import curvature_section
@@ -132,9 +133,9 @@ def _energy_table(report: EnergyReport) -> Table:
 def _energy_row(module: ModuleEnergy) -> tuple[Cell, ...]:
     c = module.concentration
     return (
-        module.name, _percent(module.share), c.norm, c.largest, c.mean, c.percentiles[50.0],
-        c.percentiles[99.0], c.percentiles[99.9], *(_percent(s) for s in c.top_shares.values()),
-        f"{c.gini:.2f}", _percent(module.cancelled),
+        module.name, percent(module.share), c.norm, c.largest, c.mean, c.percentiles[50.0],
+        c.percentiles[99.0], c.percentiles[99.9], *(percent(s) for s in c.top_shares.values()),
+        f"{c.gini:.2f}", percent(module.cancelled),
     )  # fmt: skip
 
 
@@ -233,7 +234,7 @@ def _spectrum_table(report: SpectrumReport) -> Table:
 
 def _spectrum_row(module: ModuleSpectrum, tasks: int) -> tuple[Cell, ...]:
     values = module.singular_values
-    shares: Sequence[Cell] = [_percent(share) for share in module.task_shares] or [None] * tasks
+    shares: Sequence[Cell] = [percent(share) for share in module.task_shares] or [None] * tasks
     return (
         module.name,
         values[0] if values else 0.0,
@@ -259,7 +260,3 @@ def collision_section(report: Collisions) -> Section:
 
 def _tasks(tasks: tuple[str, ...]) -> str:
     return f"{len(tasks)} tasks ({', '.join(tasks)})" if len(tasks) != 1 else f"task {tasks[0]}"
-
-
-def _percent(share: float | None) -> Cell:
-    return None if share is None else f"{share:.1%}"

@@ -17,6 +17,7 @@ from ella_cli.report.document import (
     Table,
     Tree,
     Words,
+    percent,
     without_empty_columns,
 )
 from ella_cli.report.inspected_curvature import rise_section
@@ -112,7 +113,7 @@ def _overlap_table(title: str, first: str, rows: tuple[Overlap, ...]) -> Table:
                  "in top 1%", "by chance"),
         rows=tuple(
             (o.name, o.update_norm, o.past_norm, o.inner, _signed(o.cosine), o.penalty,
-             o.collision, _percent(o.top_share), _percent(o.top_expected))
+             o.collision, percent(o.top_share), percent(o.top_expected))
             for o in rows
         ),
     )  # fmt: skip
@@ -294,7 +295,7 @@ def _difference_table(rows: tuple[ModuleDifference, ...]) -> Table:
         title="by module, furthest apart first",
         columns=("module", "‖A‖", "‖B‖", "‖A − B‖", "relative", "cosine"),
         rows=tuple(
-            (m.name, m.norm_a, m.norm_b, m.difference, _percent(m.relative), _signed(m.cosine))
+            (m.name, m.norm_a, m.norm_b, m.difference, percent(m.relative), _signed(m.cosine))
             for m in rows
         ),
     )
@@ -306,7 +307,3 @@ def _lam(lam: float | None) -> Cell:
 
 def _signed(value: float | None) -> Cell:
     return None if value is None else f"{value:+.3f}"
-
-
-def _percent(share: float | None) -> Cell:
-    return None if share is None else f"{share:.1%}"

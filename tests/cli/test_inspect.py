@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ella_cli.past import accumulate
-from tests.cli.test_report import ella
+from tests.cli.in_process import ella
 from tests.inspect.conftest import write_run  # noqa: F401 - a fixture
 
 WriteRun = Callable[..., Path]

@@ -13,7 +13,7 @@ from rich.table import Table
 from ella_cli import __version__
 from ella_cli.cli.bar import showing_progress
 from ella_cli.cli.output import Output
-from tests.cli.test_report import ella
+from tests.cli.in_process import ella
 
 
 @pytest.mark.parametrize("quiet", [True, False])

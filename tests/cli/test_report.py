@@ -6,18 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ella_cli.cli.main import main
+from tests.cli.in_process import ella
 from tests.report.conftest import write_run  # noqa: F401 - a fixture
 
 WriteRun = Callable[..., Path]
-
-
-def ella(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Runs `ella WORDS` in this process; its exit code."""
-    monkeypatch.setattr("sys.argv", ["ella", *words])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
 
 
 def test_a_page_is_written_and_warnings_go_to_stderr(

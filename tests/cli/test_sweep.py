@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ella_cli.sweep.study import without_password
-from tests.cli.test_report import ella
+from tests.cli.in_process import ella
 
 _SMALL = (
     *("sweep", "--order", "demo-topic,demo-mood", "--device", "cpu", "--dtype", "float32"),

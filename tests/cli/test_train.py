@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ella_cli import locks
-from tests.cli.test_report import ella
+from tests.cli.in_process import ella
 
 
 def test_the_next_command_can_be_typed_where_a_folder_has_a_space(

@@ -17,7 +17,7 @@ from ella_cli.kernels import Factors
 from ella_cli.past import Past, accumulate
 from ella_cli.report.inspected_update import bound_document
 from ella_cli.report.markdown import render
-from tests.cli.test_report import ella
+from tests.cli.in_process import ella
 from tests.inspect.conftest import (
     MODULES,
     WriteAdapter,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def test_losses_are_differences_of_neighbouring_rows(write_run: WriteRun) -> Non
     assert lost["task2", "task1"] == pytest.approx(0.0)
     by_stage = {one.stage: one.lost for one in report.transitions}
     assert by_stage["task4"] == pytest.approx((0.2 + 0.0 + 0.1 + 0.1) / 4)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    one = write_run("r", MATRIX)
+    other = shutil.copytree(one, tmp_path / "again" / one.name)
+    shown = {pair.run for pair in forgetting_of([one, other]).pairs}
+    assert shown == {f"{one.parent.name}/{one.name}", f"again/{one.name}"}
+    assert {pair.run for pair in forgetting_of([one]).pairs} == {one.name}
 
 
 def test_penalties_are_those_of_the_multiplied_out_updates(write_run: WriteRun) -> None:

@@ -291,3 +291,11 @@ def test_runs_of_one_name_are_told_apart_by_as_many_folders_as_it_takes(
     runs = [write_run(f"{name}/runs/s0") for name in ("a", "b")]
     document = make_report(runs, past=False).json
     assert [run["name"] for run in document["runs"]] == ["a/runs/s0", "b/runs/s0"]
+
+
+def test_sections_whose_titles_differ_in_signs_only_have_places_of_their_own() -> None:
+    titles = ["o1_a", "o1-a", "o1 a 2", "o1.a"]
+    page = html.render(Document("", tuple(Section(title, ()) for title in titles)))
+    places = re.findall(r'<section id="([^"]*)"', page)
+    assert len(set(places)) == len(titles)
+    assert re.findall(r'<a href="#([^"]*)"', page) == places
