@@ -69,11 +69,14 @@ def run(
     for note in unused_settings(settings):
         output.warn(note)
     if dry_run:
+        from ella_cli.sequence.first_stage import check_has_first
         from ella_cli.sequence.run import check_run
         from ella_cli.tasks import resolve_order
 
         order = resolve_order(settings.order)
         check_run(settings, order)
+        if first_stage is not None:
+            check_has_first(settings)
         _check_there(settings, single, first_stage)
         print_settings(
             output,
@@ -109,15 +112,12 @@ def run(
 
 
 def _check_there(settings: RunSettings, single: Path | None, first_stage: Path | None) -> None:
-    """What a dry run can tell without model and rows.
-
-    Raises:
-        SettingsError: what is named is not there, or has no place in this method.
     """
-    if first_stage is not None and settings.method == "joint":
-        raise SettingsError("--method joint has one stage, of all tasks", hint="drop --first-stage")
+    Raises:
+        SettingsError: a folder that is named is not there.
+    """
     for flag, folder in (
-        ("--data", settings.data and Path(settings.data)),
+        ("--data", settings.data),
         ("--single", single),
         ("--first-stage", first_stage),
     ):

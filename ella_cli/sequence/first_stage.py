@@ -27,6 +27,15 @@ _LATER = {
 _TOLD = {"model", "data", "limit", "limit_test", "validation"}
 
 
+def check_has_first(settings: RunSettings) -> None:
+    """
+    Raises:
+        SettingsError: nothing comes first in this method.
+    """
+    if METHODS[settings.method].joint:
+        raise SettingsError("--method joint has one stage, of all tasks", hint="drop --first-stage")
+
+
 def check_first_stage(
     other: Path, task: str, record: Mapping[str, Any], settings: RunSettings
 ) -> None:
@@ -40,10 +49,8 @@ def check_first_stage(
         SettingsError: the other run's first stage is not finished, or would not be the same.
         StorageError: it cannot be read.
     """
-    method = METHODS[settings.method]
-    if method.joint:
-        raise SettingsError("--method joint has one stage, of all tasks", hint="drop --first-stage")
-    measures = method.measures(settings.curvature_rows)
+    check_has_first(settings)
+    measures = METHODS[settings.method].measures(settings.curvature_rows)
     source = RunFolder(other)
     stage = source.adapter(0, task)
     if stage is None:
