@@ -190,7 +190,7 @@ def main() -> None:
         "# The Triton kernels, compiled",
         "",
         f"Triton {triton.__version__}, ahead of time, for parts that need not be there. "
-        "Made by `python -m benchmarks.compiled`; docs/results.md has what an H100 took.",
+        "Made by `python -m benchmarks.compiled`; docs/results/h100.md has what an H100 took.",
         "",
         *need_lines(jobs, needs),
         "",

@@ -5,7 +5,8 @@
 RUN is an `ella run` whose first `--stage` tasks are trained, with curvature. The task after them is
 trained anew for each `energy:λ` or `energy:λ:optimizer`; then cross-entropy, divergence from the
 answers before, and greedy accuracy are measured on train rows of each that its own stage was not
-trained on. No test row is read. This is how the default strength was chosen (docs/results.md).
+trained on. No test row is read. This is how the default strength was chosen
+(docs/results/choices.md).
 """
 
 from __future__ import annotations

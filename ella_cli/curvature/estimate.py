@@ -30,7 +30,7 @@ def fisher_probe(chances: Tensor, generator: torch.Generator) -> Tensor:
 
     Drawing an answer y and taking its gradient p − 1_y has the same mean square, but there an
     unlikely answer is a rare and large event; here each answer takes part in each token, as √p.
-    Half as many rows then give an estimate as certain (docs/results.md).
+    Half as many rows then give an estimate as certain (docs/results/foretelling.md).
 
     Args:
         chances: p of each answer token, (tokens, V), f32.

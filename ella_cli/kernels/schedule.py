@@ -55,8 +55,8 @@ class Schedule:
 
 
 # Rank 16 (and below), and 32 in tf32: the fastest of those tried on an H100 that keep within 99 KB
-# of shared memory, which smaller parts have (docs/results.md); 64 columns a warp, even where a few
-# registers spill. The others: the widest columns that spill little when compiled ahead of time.
+# of shared memory, which smaller parts have (docs/results/h100.md); 64 columns a warp, even where a
+# few registers spill. The others: the widest columns that spill little when compiled ahead of time.
 # Wide columns matter, for each strip of them writes ∂/∂B once: 8 R / (bytes of an element ·
 # columns) of the traffic of W_past.
 _TENSOR_CORES = {

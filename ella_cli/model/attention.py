@@ -18,7 +18,7 @@ def leave_cudnn_attention() -> None:
     """Lets CUDA attend through the other kernels, for the whole process.
 
     With a mask, and so with any padding, cuDNN's gradient is NaN at some lengths (pytorch#196678);
-    13 of the first 44 runs on an H100 ended so (docs/results.md).
+    13 of the first 44 runs on an H100 ended so (docs/results/h100.md).
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 

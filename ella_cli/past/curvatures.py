@@ -25,7 +25,7 @@ from ella_cli.past.record import Record
 _PREFIX = "curvature/"
 
 # Of the traces, in the mean. A model of width 64 kept its 20 tasks with 7 % cut off as well as with
-# 1 %, and fewer of them with 16 % (docs/results.md).
+# 1 %, and fewer of them with 16 % (docs/results/choices.md).
 MOST_DROPPED = 0.05
 
 

@@ -4,7 +4,7 @@
 
 Parts are exact where a config says it all: weights, LoRA pairs and the past are counted on the
 real modules, activations on a step that is played through without data. What is left is the
-allocator's: docs/results.md has how far the sum was from measured peaks.
+allocator's: docs/results/tool.md has how far the sum was from measured peaks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ella_cli.training.methods import METHODS
 FORMAT = 1
 
 # glibc keeps freed blocks of up to 32 MB that the next tensor may not fit: 20 to 30 % of the
-# activations of SmolLM2, next to nothing with MALLOC_MMAP_THRESHOLD_ set (docs/results.md).
+# activations of SmolLM2, next to nothing with MALLOC_MMAP_THRESHOLD_ set (docs/results/tool.md).
 _ALLOCATOR_SHARE = 0.25
 
 # Of a look that goes backward too: no weight of the base needs a gradient.

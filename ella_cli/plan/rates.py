@@ -12,7 +12,7 @@ from torch import nn
 from ella_cli.plan.operations import OperationCounter
 
 # Seconds an operation, where it is not measured: what SmolLM2's steps took on an H100's host, all
-# of whose time went into calling (docs/results.md). Others are several times as fast.
+# of whose time went into calling (docs/results/tool.md). Others are several times as fast.
 _ASSUMED_CALL = 4e-5
 # What PEFT's layers and the model's own Python take beside bare modules: 7.7 µs an operation of a
 # 260k-parameter Llama with LoRA where these take 5.2, one thread of an EPYC.

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 _NOTABLE = 0.05
 # Modules a task, and lines for all of them, in a table for people; --json has every module.
 _WORST, _LEAST, _LINES = 8, 2, 24
-_EVADED = "An optimiser goes where they see little: expect several times more (docs/results.md)."
+_EVADED = (
+    "An optimiser goes where they see little: expect several times more "
+    "(docs/results/foretelling.md)."
+)
 
 
 def rise_section(rises: tuple[Rise, ...], adapter: str) -> Section:

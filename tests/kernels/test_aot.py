@@ -14,7 +14,7 @@ from ella_cli.kernels.schedule import blocks_for
 pytest.importorskip("triton")
 
 # Bytes a thread: over the 136 that a dtype of the tiled form needs for sm_80 with Triton 3.9. Tiles
-# that spilled up to 500 with 3.6 were the fastest of their kind on an H100 (docs/results.md).
+# that spilled up to 500 with 3.6 were the fastest of their kind on an H100 (docs/results/h100.md).
 MOST_SPILLED = 160
 
 # Of `tl.dot`, up to the Triton 3.7 that comes with torch 2.13 for CUDA; 3.9, which is tested here,
