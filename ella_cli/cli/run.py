@@ -45,8 +45,8 @@ def run(
 ) -> None:
     """Learn a whole order of tasks: train, accumulate, evaluate.
 
-    Started again with the same command, it goes on from the last finished step. Ends in the score
-    of every stage on every task, and in what is said of them: overall accuracy (OA, the mean over
+    Started again with the same command, it goes on from the last finished step; with an order that
+    has more tasks at its end, it learns those too. Ends in the score of every stage on every task, and in what is said of them: overall accuracy (OA, the mean over
     tasks at the end), backward transfer (BWT, what was kept: below 0 is forgotten) and forward
     transfer (FWT, what earlier tasks brought later ones).
 
@@ -62,6 +62,8 @@ def run(
       ella run --order 1 --data data --method inclora --first-stage runs/o1 -o runs/o1-inclora
 
       ella run --order amazon,./my-task --config run.yaml -o runs/mine
+
+      ella run --order amazon,./my-task,./next-year --config run.yaml -o runs/mine
     """
     from ella_cli.cli.train import print_settings
 

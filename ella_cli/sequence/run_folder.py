@@ -132,7 +132,11 @@ class RunFolder(RunPaths):
     ) -> None:
         """Writes run.json, or finds that the folder already belongs to this very run.
 
+        A run whose order only goes on after what is there is this run too: its record is then of
+        the longer order.
+
         Args:
+            order: names of the tasks.
             facts: fingerprints by which a changed base or changed rows are noticed.
 
         Raises:
@@ -140,20 +144,35 @@ class RunFolder(RunPaths):
                 holds other things.
         """
         ours = settings.model_dump(mode="json", by_alias=True)
+        document = {
+            "format": FORMAT,
+            "command": command,
+            "order": list(order),
+            "method": settings.method,
+            "settings": ours,
+            **facts,
+            "versions": versions(),
+        }
         if not self.record.is_file():
             self._check_free()
-            document = {
-                "format": FORMAT,
-                "command": command,
-                "order": list(order),
-                "method": settings.method,
-                "settings": ours,
-                **facts,
-                "versions": versions(),
-            }
             files.write_json(self.record, document)
             return
         theirs = self.read()
+        self._check_same(ours, facts, _lengthened(theirs, document))
+        if len(theirs.get("order") or order) < len(order):
+            files.write_json(self.record, document)
+
+    def _check_same(
+        self, ours: Mapping[str, Any], facts: Mapping[str, Any], theirs: Mapping[str, Any]
+    ) -> None:
+        """
+        Args:
+            ours: settings of the run to be.
+            theirs: the record that is there.
+
+        Raises:
+            SettingsError: they are of two runs.
+        """
         before = {
             "processes": 1,
             # What an older ella measured counts in full.
@@ -183,6 +202,27 @@ class RunFolder(RunPaths):
                     f"{_short(before.get(name))}, now it is {_short(value)}",
                     hint="give another --output-dir, or the settings of run.json to go on",
                 )
+
+
+def _lengthened(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record `theirs` as it were if its order went on as that of `ours` does.
+
+    As it is where that is no continuation of it, or all tasks are learned at once.
+    """
+    held, order = theirs.get("order"), ours["order"]
+    joint = METHODS[ours["method"]].joint
+    if not isinstance(held, list) or held != order[: len(held)] or (joint and held != order):
+        return theirs
+    added = order[len(held) :]
+    settings = {**theirs["settings"], "order": ours["settings"]["order"]}
+    given = settings.get("lambda")
+    if isinstance(given, list) and isinstance(ours["settings"]["lambda"], list):
+        settings["lambda"] = [*given, *ours["settings"]["lambda"][len(given) :]]
+    longer = {**theirs, "settings": settings}
+    for name in ("data_fingerprints", "task_digests"):
+        if isinstance(theirs.get(name), dict):
+            longer[name] = theirs[name] | {task: ours[name][task] for task in added}
+    return longer
 
 
 def stage_names(method: Method, order: Sequence[str]) -> list[str]:

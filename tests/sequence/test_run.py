@@ -185,3 +185,30 @@ def test_names_that_results_need_are_no_tasks(tmp_path: Path) -> None:
         (folder / f"{split}.csv").write_text("text,label\na,x\nb,y\nc,x\nd,y\n")
     with pytest.raises(SettingsError, match="no task can be called 'base' here"):
         load_tasks([str(folder)], DataFields())
+
+
+@pytest.mark.parametrize("method", ["ella", "seqlora", "replay"])
+def test_a_run_that_is_gone_on_with_ends_as_one_of_the_whole_order(
+    tiny_llama: Path, tmp_path: Path, method: Any
+) -> None:
+    def learn(order: str, folder: str) -> dict[str, Any]:
+        settings = RunSettings(
+            order=order, model=str(tiny_llama), dtype="float32", max_steps=2, limit=8,
+            limit_test=4, decode="rank", method=method, curvature_rows=4, cells="all",
+        )  # fmt: skip
+        return run_order(settings, tmp_path / folder)
+
+    whole = learn("demo-topic,demo-mood,demo-place", "whole")
+    learn("demo-topic,demo-mood", "grown")
+    first = RunFolder(tmp_path / "grown").stage(0, "demo-topic") / "adapter_model.safetensors"
+    trained = first.stat().st_mtime_ns
+    grown = learn("demo-topic,demo-mood,demo-place", "grown")
+    assert first.stat().st_mtime_ns == trained
+    assert grown["matrix"] == whole["matrix"]
+    assert grown["row_scores"] == whole["row_scores"]
+    last = [RunFolder(tmp_path / one).stage(2, "demo-place") for one in ("whole", "grown")]
+    one, other = ((stage / "adapter_model.safetensors").read_bytes() for stage in last)
+    assert one == other
+    if method == "ella":
+        pasts = [read_past(RunFolder(tmp_path / one).past).digest for one in ("whole", "grown")]
+        assert pasts[0] == pasts[1]

@@ -25,10 +25,16 @@ FACTS = {
 }
 
 
-def _claim(folder: Path, facts: dict[str, Any] = FACTS, **settings: Any) -> Path:
+def _claim(
+    folder: Path, facts: dict[str, Any] = FACTS, order: str = "amazon", **settings: Any
+) -> Path:
     run = RunFolder(folder)
-    run.claim(RunSettings(order="amazon", **settings), ["amazon"], "ella run", facts)
+    run.claim(RunSettings(order=order, **settings), order.split(","), f"ella run {order}", facts)
     return run.record
+
+
+def _facts_of(**rows: str) -> dict[str, Any]:
+    return {**FACTS, "data_fingerprints": rows}
 
 
 @pytest.mark.parametrize(
@@ -179,3 +185,49 @@ def test_a_stage_without_its_manifest_is_not_finished(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.stage(0, "amazon").mkdir(parents=True)
     assert run.adapter(0, "amazon") is None
+
+
+def test_an_order_that_goes_on_is_the_same_run(tmp_path: Path) -> None:
+    record = _claim(tmp_path / "run", lam=[0.0])
+    longer = _facts_of(amazon="d0", yahoo="d1")
+    _claim(tmp_path / "run", longer, "amazon,yahoo", lam=[0.0, 5.0])
+    document = json.loads(record.read_bytes())
+    assert document["order"] == ["amazon", "yahoo"]
+    assert document["command"] == "ella run amazon,yahoo"
+    assert document["settings"]["lambda"] == [0.0, 5.0]
+    assert document["data_fingerprints"] == {"amazon": "d0", "yahoo": "d1"}
+    before = record.read_bytes()
+    _claim(tmp_path / "run", longer, "amazon,yahoo", lam=[0.0, 5.0])
+    assert record.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("order", "rows", "settings", "words"),
+    [
+        ("yahoo,amazon", {"amazon": "d0", "yahoo": "d1"}, {}, "its order is amazon, now it is"),
+        ("amazon,yahoo", {"amazon": "d9", "yahoo": "d1"}, {}, "its tasks' rows have changed"),
+        ("amazon,yahoo", {"amazon": "d0", "yahoo": "d1"}, {"seed": 7}, "its seed is 0"),
+    ],
+)
+def test_an_order_does_not_go_on_on_other_ground(
+    tmp_path: Path, order: str, rows: dict[str, str], settings: dict[str, Any], words: str
+) -> None:
+    record = _claim(tmp_path / "run")
+    before = record.read_bytes()
+    with pytest.raises(SettingsError, match=words):
+        _claim(tmp_path / "run", _facts_of(**rows), order, **settings)
+    assert record.read_bytes() == before
+
+
+def test_an_order_does_not_get_shorter(tmp_path: Path) -> None:
+    _claim(tmp_path / "run", _facts_of(amazon="d0", yahoo="d1"), "amazon,yahoo")
+    with pytest.raises(SettingsError, match="its order is amazon,yahoo, now it is amazon"):
+        _claim(tmp_path / "run")
+
+
+def test_what_is_learned_all_at_once_has_no_more_tasks_at_its_end(tmp_path: Path) -> None:
+    _claim(tmp_path / "run", method="joint")
+    with pytest.raises(SettingsError, match="its order is amazon, now it is amazon,yahoo"):
+        _claim(
+            tmp_path / "run", _facts_of(amazon="d0", yahoo="d1"), "amazon,yahoo", method="joint"
+        )
