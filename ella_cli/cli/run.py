@@ -46,9 +46,10 @@ def run(
     """Learn a whole order of tasks: train, accumulate, evaluate.
 
     Started again with the same command, it goes on from the last finished step; with an order that
-    has more tasks at its end, it learns those too. Ends in the score of every stage on every task, and in what is said of them: overall accuracy (OA, the mean over
-    tasks at the end), backward transfer (BWT, what was kept: below 0 is forgotten) and forward
-    transfer (FWT, what earlier tasks brought later ones).
+    has more tasks at its end, it learns those too. Ends in the score of every stage on every task,
+    and in what is said of them: overall accuracy (OA, the mean over tasks at the end), backward
+    transfer (BWT, what was kept: below 0 is forgotten) and forward transfer (FWT, what earlier
+    tasks brought later ones).
 
     Methods: ella (λ > 0), inclora (λ = 0: a new adapter per task, summed), seqlora (one adapter
     carried through), olora (O-LoRA), replay (inclora with 1% of each past task's rows), single

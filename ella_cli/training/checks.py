@@ -1,13 +1,16 @@
-"""What would fail in a stage, hours later or after something was written for it: found before."""
+"""What would fail in a stage, or be learned amiss: found before anything is trained for it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ella_cli.config import DataFields, TrainSettings
 from ella_cli.errors import TaskError
 from ella_cli.model.base import Base
 from ella_cli.model.lora import attach_lora, detach_lora, lora_layers
+from ella_cli.progress import Progress
 from ella_cli.tasks import Row, Task, build_prompt
 from ella_cli.training.measuring import check_measurable
 from ella_cli.training.methods import METHODS
@@ -43,6 +46,45 @@ def check_frames(
                 "prompt tokens for the text; see --max-source-length"
             )
     return notes
+
+
+def tell_cuts(
+    base: Base,
+    task: Task,
+    encoded: Sequence[Mapping[str, list[int]]],
+    settings: DataFields,
+    progress: Progress,
+) -> None:
+    """Says which train rows are longer than a prompt or an answer may be.
+
+    A cut answer is learned with an end where there is none, so of that it warns.
+
+    Args:
+        encoded: the task's train rows as `Encoder.example` gives them, in order.
+    """
+    encoder = base.encoder(settings.max_source_length, settings.max_target_length)
+    whole = replace(encoder, max_source=sys.maxsize, max_target=sys.maxsize)
+    prompts, answers = 0, []
+    for row, ids in zip(task.train, encoded, strict=True):
+        target = len(ids["labels"])
+        source = len(ids["input_ids"]) - (target if base.kind == "decoder" else 0)
+        # Only what fills its room can have been cut.
+        if target == encoder.max_target:
+            answers.append(len(whole.answer(row.answer)))
+        if source == encoder.max_source:
+            prompt = build_prompt(task.spec, row, header=settings.header)
+            prompts += len(whole.prompt(prompt)) > source
+    cut = [length for length in answers if length > encoder.max_target]
+    if cut:
+        progress.warn(
+            f"{task.spec.name}: {len(cut)} of {len(encoded)} answers are learned cut to "
+            f"{encoder.max_target} tokens; --max-target-length {max(cut)} takes them whole"
+        )
+    if prompts:
+        progress.note(
+            f"{task.spec.name}: {prompts} of {len(encoded)} texts are cut for prompts of "
+            f"{encoder.max_source} tokens; see --max-source-length"
+        )
 
 
 def check_modules(base: Base, settings: TrainSettings) -> None:

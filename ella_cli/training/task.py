@@ -33,6 +33,7 @@ from ella_cli.training.basis import PastBasis
 from ella_cli.training.card import model_card
 from ella_cli.training.carried import carried_lora
 from ella_cli.training.checkpoints import clear_cut_off, last_checkpoint
+from ella_cli.training.checks import tell_cuts
 from ella_cli.training.measuring import (
     check_measurable,
     measure_task,
@@ -81,7 +82,11 @@ def train_task(
     started = time.monotonic()
     check_output(folder)
     method = METHODS[settings.method]
-    rows = encode_rows(base, assignment.tasks, settings)
+    rows = []
+    for task in assignment.tasks:
+        encoded = encode_rows(base, [task], settings)
+        tell_cuts(base, task, encoded, settings, progress)
+        rows += encoded
     past = assignment.past if method.summed else None
     with Fold(base.model) as fold:
         if past is not None:

@@ -228,6 +228,4 @@ def test_an_order_does_not_get_shorter(tmp_path: Path) -> None:
 def test_what_is_learned_all_at_once_has_no_more_tasks_at_its_end(tmp_path: Path) -> None:
     _claim(tmp_path / "run", method="joint")
     with pytest.raises(SettingsError, match="its order is amazon, now it is amazon,yahoo"):
-        _claim(
-            tmp_path / "run", _facts_of(amazon="d0", yahoo="d1"), "amazon,yahoo", method="joint"
-        )
+        _claim(tmp_path / "run", _facts_of(amazon="d0", yahoo="d1"), "amazon,yahoo", method="joint")

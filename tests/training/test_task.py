@@ -13,12 +13,14 @@ from ella_cli.config import MeasureSettings, RunSettings, TrainSettings
 from ella_cli.errors import ModelError, NonFiniteError, SettingsError
 from ella_cli.model.base import load_base
 from ella_cli.past import Past
+from ella_cli.progress import Silence
 from ella_cli.sequence.measure import measure_adapter
-from ella_cli.tasks import load_task
+from ella_cli.tasks import build_prompt, load_task
 from ella_cli.training import task as task_module
 from ella_cli.training.assignment import Assignment
+from ella_cli.training.checks import tell_cuts
 from ella_cli.training.measuring import measure_task
-from ella_cli.training.task import train_task
+from ella_cli.training.task import encode_rows, train_task
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_adapter(
@@ -179,3 +181,50 @@ def test_any_seed_of_32_bits_trains(tiny_llama: Path, tmp_path: Path) -> None:
     settings = TrainSettings(max_steps=1, limit=8, curvature_rows=0, seed=2**32 - 1)
     manifest = train_task(base, Assignment("t", [task], 3), settings, tmp_path / "t")
     assert manifest["seed"] == 2**32 - 1
+
+
+class _Told(Silence):
+    def __init__(self) -> None:
+        self.warned: list[str] = []
+        self.noted: list[str] = []
+
+    def warn(self, words: str) -> None:
+        self.warned.append(words)
+
+    def note(self, words: str) -> None:
+        self.noted.append(words)
+
+
+def test_answers_and_texts_that_do_not_fit_are_told(tiny_model: Path) -> None:
+    base = load_base(str(tiny_model), dtype="float32", device="cpu")
+    task = load_task("demo-topic", limit=6)
+    lengths = [1, 2, 5, 6, 9, 3]  # words, each at least one token
+    rows = [
+        replace(row, text="the cat sat " * 10 * (i % 2), answer="mat " * count)
+        for i, (row, count) in enumerate(zip(task.train, lengths, strict=True))
+    ]
+    spec = replace(task.spec, labels=())
+    task = replace(task, spec=spec, train=tuple(rows))
+    whole = base.encoder(400, 100)
+    wanted = [len(whole.answer(row.answer)) for row in rows]
+    room, most = sorted(wanted)[2], max(wanted)
+    sources = [len(whole.prompt(build_prompt(spec, row, header=False))) for row in rows]
+
+    def told(source: int, target: int) -> _Told:
+        settings = TrainSettings(max_source_length=source, max_target_length=target)
+        heard = _Told()
+        tell_cuts(base, task, encode_rows(base, [task], settings), settings, heard)
+        return heard
+
+    fits = told(max(sources), most)
+    assert (fits.warned, fits.noted) == ([], [])
+    cut = told(max(sources) - 1, room)
+    over = sum(length > room for length in wanted)
+    assert cut.warned == [
+        f"demo-topic: {over} of 6 answers are learned cut to {room} tokens; "
+        f"--max-target-length {most} takes them whole"
+    ]
+    assert cut.noted == [
+        f"demo-topic: {sum(s == max(sources) for s in sources)} of 6 texts are cut for prompts of "
+        f"{max(sources) - 1} tokens; see --max-source-length"
+    ]
