@@ -145,7 +145,10 @@ class LoraFields(Settings):
     lora_dropout: float = _field(0.1, "Dropout before A.", panel="LoRA", ge=0, lt=1)
     use_rslora: bool = _field(False, "Scale is alpha / sqrt(R) instead.", panel="LoRA")
     target_modules: tuple[str, ...] | None = _field(
-        None, "Modules to adapt, as in PEFT; by default q and v.", panel="LoRA"
+        None,
+        "Modules to adapt, joined by commas, or all-linear; by default PEFT's for the model's "
+        "architecture, mostly the attention's q and v.",
+        panel="LoRA",
     )
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
 _PREFIX = "base_model.model."
+# PEFT's word for every linear layer but the head.
+_ALL = "all-linear"
 
 
 def attach_lora(base: Base, settings: LoraFields, *, seed: int) -> PeftModel:
@@ -28,13 +30,14 @@ def attach_lora(base: Base, settings: LoraFields, *, seed: int) -> PeftModel:
     from peft import LoraConfig, TaskType, get_peft_model
 
     torch.manual_seed(seed)
+    named = settings.target_modules or ()
     encdec = base.kind == "encoder-decoder"
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         use_rslora=settings.use_rslora,
-        target_modules=list(settings.target_modules) if settings.target_modules else None,
+        target_modules=_ALL if _ALL in named else (list(named) or None),
         task_type=TaskType.SEQ_2_SEQ_LM if encdec else TaskType.CAUSAL_LM,
         # Conv1D keeps (in, out); PEFT would find out and warn.
         fan_in_fan_out=base.model.config.model_type == "gpt2",
@@ -52,8 +55,8 @@ def attach_lora(base: Base, settings: LoraFields, *, seed: int) -> PeftModel:
             hint="name modules of this model with --target-modules, such as q_proj,v_proj",
         ) from error
     adapted = lora_layers(model)
-    for name in settings.target_modules or ():
-        if not any(one == name or one.endswith(f".{name}") for one in adapted):
+    for name in named:
+        if name != _ALL and not any(one == name or one.endswith(f".{name}") for one in adapted):
             detach_lora(model)
             raise ModelError(
                 f"{base.source} has no module {name}, which --target-modules names",

@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ella_cli.config import LoraFields, TrainSettings, resolve_settings
 from ella_cli.errors import ModelError, SettingsError
 from ella_cli.evaluate.decode import generate_answers, rank_labels
 from ella_cli.model.base import device_of, load_base
-from ella_cli.model.lora import attach_lora, detach_lora
+from ella_cli.model.lora import attach_lora, detach_lora, lora_layers
 from ella_cli.tasks.prompt import Prompt
 
 
@@ -70,6 +72,20 @@ def test_a_module_that_is_not_there_is_named(tiny_llama: Path) -> None:
         attach_lora(base, LoraFields(target_modules=("q_proj", "vproj")), seed=0)
     # The model is as it was.
     detach_lora(attach_lora(base, LoraFields(target_modules=("q_proj",)), seed=0))
+
+
+def test_all_linear_layers_but_the_head_can_be_adapted(tiny_model: Path) -> None:
+    base = load_base(str(tiny_model))
+    head = base.model.get_output_embeddings()
+    linear = {
+        name
+        for name, module in base.model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    settings = resolve_settings(TrainSettings, {"target_modules": "all-linear"})
+    model = attach_lora(base, settings, seed=0)
+    assert set(lora_layers(model)) == linear
+    detach_lora(model)
 
 
 @pytest.mark.parametrize("longest", [512, 600])
