@@ -16,8 +16,8 @@ from ella_cli.kernels.operands import Factors, Past
 # W_past multiplied out may take this share of the memory that is free when a plan is made.
 _SHARE_FOR_DENSE = 0.5
 
-# ‖PQ‖² over Σ_k ‖p_k‖²‖q_k‖²: 1 for unrelated tasks, less where updates undo each other. The Gram
-# form's rounding, about 1e-7 of the uncancelled sum, then stays below 1e-5 of the loss.
+# ‖PQ‖² over Σ_k ‖p_k‖²‖q_k‖²: 1 for unrelated tasks, less where updates undo each other. Below
+# this the Gram form would often find that too little is left of its terms, and be computed twice.
 _LEAST_UNCANCELLED = 0.1
 
 

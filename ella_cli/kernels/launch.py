@@ -44,19 +44,16 @@ def precision_for(past: Past, precision: str | None) -> str:
     """`ieee` for an f32 past; tf32 for a half one, which alone outruns the f32 units."""
     if precision is not None:
         return precision
-    dtype = past.p.dtype if isinstance(past, Factors) else past.dtype
-    return "tf32" if dtype in (torch.bfloat16, torch.float16) else "ieee"
+    return "tf32" if _stored_dtype(past) in (torch.bfloat16, torch.float16) else "ieee"
 
 
 def group_of(b: Tensor, a: Tensor, past: Past, precision: str | None) -> Group:
     """What modules of one launch have in common: it is compiled in."""
-    factored = isinstance(past, Factors)
-    past_dtype = past.p.dtype if isinstance(past, Factors) else past.dtype
     return (
         b.dtype,
         a.dtype,
-        past_dtype,
-        factored,
+        _stored_dtype(past),
+        isinstance(past, Factors),
         not isinstance(past, Factors) and _aligned(past),
         precision_for(past, precision),
         padded_rank(b.shape[1]),
@@ -92,7 +89,7 @@ class Launch:
         *,
         blocks: Blocks | None = None,
     ) -> None:
-        *_, self._factored, self._aligned, self._precision, padded = group
+        *_, self._past_dtype, self._factored, self._aligned, self._precision, padded = group
         self._pasts = [_one_dtype(past) for past in pasts]
         self._shapes = [(*past.shape, rank) for past, rank in zip(pasts, ranks, strict=True)]
         self._device = pasts[0].device
@@ -113,8 +110,10 @@ class Launch:
 
         schedule = self._schedule
         self._refresh_modules(bs, as_)
-        workspace = torch.empty(schedule.workspace_size, device=self._device)
-        out = torch.empty(schedule.out_size, device=self._device)
+        workspace, out = (
+            torch.empty(size, dtype=torch.float32, device=self._device)
+            for size in (schedule.workspace_size, schedule.out_size)
+        )
         self._launch(bs[0].dtype, as_[0].dtype, workspace)
         reduce_kernel[(schedule.sums.shape[0],)](
             schedule.sums,
@@ -136,8 +135,6 @@ class Launch:
         from ella_cli.kernels.penalty_kernel import penalty_kernel
         from ella_cli.kernels.triton_types import triton_dtype
 
-        past = self._pasts[0]
-        past_dtype = past.p.dtype if isinstance(past, Factors) else past.dtype
         blocks = self._blocks
         penalty_kernel[(self._schedule.items.shape[0],)](
             self._modules,
@@ -147,7 +144,7 @@ class Launch:
             ALIGNED=self._aligned,
             B_DTYPE=triton_dtype(b_dtype),
             A_DTYPE=triton_dtype(a_dtype),
-            PAST_DTYPE=triton_dtype(past_dtype),
+            PAST_DTYPE=triton_dtype(self._past_dtype),
             BLOCK_M=blocks.rows,
             BLOCK_N=blocks.columns,
             BLOCK_R=blocks.rank,
@@ -180,6 +177,13 @@ def _past_words(past: Past) -> list[int]:
         p, q = past.p, past.q
         return [p.data_ptr(), *p.stride(), q.data_ptr(), *q.stride(), past.rank]
     return [past.data_ptr(), *past.stride(), 0, 0, 0, 0]
+
+
+def _stored_dtype(past: Past) -> torch.dtype:
+    """What a kernel reads it in: factors of two dtypes are made f32."""
+    if not isinstance(past, Factors):
+        return past.dtype
+    return past.p.dtype if past.p.dtype == past.q.dtype else torch.float32
 
 
 def _one_dtype(past: Past) -> Past:

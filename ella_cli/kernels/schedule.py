@@ -122,7 +122,7 @@ def make_schedule(
         table[:, 3] = to + starts
         table[:, 4] = (count - starts).clamp(max=SUM_COLUMNS)
         sums.append(table)
-        factors.append(torch.full((starts.numel(),), factor))
+        factors.append(torch.full((starts.numel(),), factor, dtype=torch.float32))
 
     for module, ((rows, columns, rank), scale) in enumerate(zip(shapes, scales, strict=True)):
         strips, parts = math.ceil(columns / blocks.columns), math.ceil(rows / height)

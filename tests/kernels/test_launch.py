@@ -112,6 +112,35 @@ def test_dtypes_may_be_mixed(
     assert relative(da_found, da) < (1e-5 if a_dtype == torch.float32 else 2e-3)
 
 
+def test_pasts_whose_factors_differ_in_dtype_share_no_launch_with_others(device: str) -> None:
+    cases = [make_case(70, 45, 4, 6, seed=seed) for seed in (1, 2)]
+    p, q = (factor.bfloat16().to(device) for factor in (cases[0].factors.p, cases[0].factors.q))
+    halved = Factors(p, q)
+    mixed = Factors(cases[1].factors.p.bfloat16().to(device), cases[1].factors.q.to(device))
+    for order in ((0, 1), (1, 0)):
+        pasts = [(halved, mixed)[i] for i in order]
+        own = [cases[i] for i in order]
+        bs, as_ = [case.b.to(device) for case in own], [case.a.to(device) for case in own]
+        _, values, dbs, _ = run(pasts, bs, as_, [1.0, 1.0])
+        for past, case, value, db in zip(pasts, own, values, dbs, strict=True):
+            w = past.p.cpu().double() @ past.q.cpu().double()
+            truth, truth_db, _ = float64_truth(case.b, case.a, w, 1.0)
+            assert relative(value, truth) < 1e-5
+            assert relative(db, truth_db) < 1e-5
+
+
+def test_buffers_are_f32_whatever_torchs_default_is(device: str) -> None:
+    case = make_case(70, 45, 4, 6)
+    b, a, past = moved(case, device, factored=True)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        _, values, (db,), _ = run([past], [b], [a], [case.scale])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert relative(values[0], case.value) < 1e-5
+    assert relative(db, case.db) < 1e-5
+
+
 @pytest.mark.parametrize("aligned", [False, True])
 def test_layouts_may_be_transposed_or_strided(aligned: bool, device: str) -> None:
     case = make_case(48, 32, 4, 3)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from ella_cli.errors import ShapeError
 from ella_cli.kernels import Factors, gram, plan_penalty
 from ella_cli.kernels.choice import free_bytes, uncancelled
 from ella_cli.kernels.parts import Module
-from tests.kernels.truth import make_case, relative
+from tests.kernels.truth import float64_truth, make_case, relative
 
 
 def test_a_plan_is_called_again_with_moved_parameters() -> None:
@@ -60,6 +62,42 @@ def test_auto_takes_gram_for_one_large_task_and_dense_for_many() -> None:
     assert plan_penalty([few], [1.0], rank=8).forms == ("gram",)
     assert plan_penalty([many], [1.0], rank=8).forms == ("fused",)
     assert plan_penalty([torch.ones(4, 4)], [1.0], rank=8).forms == ("fused",)
+
+
+def _undone(share: float) -> tuple[Tensor, Tensor, Factors]:
+    """An update of the upper half, where the second past task undid that share of the first."""
+    case = make_case(206, 204, 8, 8)
+    b, p, q = case.b.clone(), case.factors.p, case.factors.q
+    b[103:] *= 1e-3
+    again = p.clone()
+    again[:103] *= -share
+    again[103:] = make_case(206, 204, 8, 8, seed=7).factors.p[103:]
+    return b, case.a, Factors(torch.cat([p, again], 1), torch.cat([q, q]))
+
+
+def _undoing_itself(share: float) -> tuple[Tensor, Tensor, Factors]:
+    case = make_case(206, 204, 4, 8)
+    return torch.cat([case.b, -share * case.b], 1), torch.cat([case.a, case.a]), case.factors
+
+
+@pytest.mark.parametrize("made", [_undone, _undoing_itself])
+@pytest.mark.parametrize("share", [0.9, 0.99, 0.999])
+def test_gram_is_exact_where_little_is_left_of_its_terms(
+    made: Callable[[float], tuple[Tensor, Tensor, Factors]], share: float
+) -> None:
+    b, a, past = made(share)
+    w = past.p.double() @ past.q.double()
+    plain = make_case(206, 204, b.shape[1], past.rank, seed=3)
+    # Beside a module of the same shape that has nothing to do with it.
+    plan = plan_penalty([plain.factors, past], [0.75, 0.75], rank=b.shape[1], form="gram")
+    bs, as_ = [plain.b, b], [plain.a, a]
+    _, values = plan(bs, as_)
+    _, dbs, das = plan.terms(bs, as_)
+    truths = (plain.value, plain.db, plain.da), float64_truth(b, a, w, 0.75)
+    for i, (value, db, da) in enumerate(truths):
+        assert relative(values[i], value) < 2e-5
+        assert relative(dbs[i], db) < 2e-4
+        assert relative(das[i], da) < 2e-4
 
 
 def test_auto_leaves_gram_where_past_updates_undo_each_other() -> None:
