@@ -168,7 +168,8 @@ class AccuracyMatrix:
                 None if single is None else _scores(single, len(order)),
                 only_end=document.get("method") == "past",
             )
-        except (KeyError, TypeError, ValueError) as error:
+        # A number of hundreds of digits is too large for a float.
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             what = f"no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
             raise StorageError(
                 f"not the results of a run: {what}",

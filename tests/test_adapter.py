@@ -218,6 +218,11 @@ def test_another_kind_of_update_made_by_peft_is_refused_by_name(
         ({"rank_pattern": {"a?" * 40 + "a" * 40: 4}}, "rank_pattern"),
         ({"rank_pattern": {"(a|a)" * 40: 4}}, "rank_pattern"),
         ({"rank_pattern": ["q_proj"]}, "rank_pattern"),
+        ({"rank_pattern": {"q{99999999999}": 4}}, "rank_pattern"),
+        # Compiles alone, but not where peft puts it.
+        ({"rank_pattern": {"(?i)q_proj": 4}}, "rank_pattern"),
+        ({"rank_pattern": {".*.*.*X": 4}}, "rank_pattern"),
+        ({"rank_pattern": {f".*layers.{i}": 4 for i in range(17)}}, "more than 16 repeats"),
         ({"rank_pattern": {"q_proj": float("nan")}}, "rank_pattern"),
         ({"lora_alpha": float("inf")}, "lora_alpha is 'inf'"),
         ({"lora_alpha": 10**400}, "lora_alpha is '1000"),

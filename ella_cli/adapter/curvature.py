@@ -243,12 +243,17 @@ def check_version(curvature: Curvature, error: type[EllaError]) -> None:
 def _fits(file: TensorFile, names: tuple[str, ...]) -> bool:
     u, v, *r = (file.entries[name] for name in names)
     sound = all(one.dtype in FLOATS and one.nbytes for one in (u, v, *r))
-    if not sound or len(u.shape) != 2 or len(v.shape) != 2:
+    # No factor has more columns than rows: its square would have no more eigenvectors.
+    if not sound or not all(map(_is_tall, (u, v))):
         return False
     return all(
         len(one.shape) == 3 and one.shape[1] <= u.shape[1] and one.shape[2] <= v.shape[1]
         for one in r
     )
+
+
+def _is_tall(factor: Entry) -> bool:
+    return len(factor.shape) == 2 and factor.shape[1] <= factor.shape[0]
 
 
 def _shares_past(factor: Tensor) -> list[float]:

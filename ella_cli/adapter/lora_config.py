@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ _REFUSED_STARTS: Mapping[str, str] = {
     "pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ",
     "lora_ga": "LoRA-GA", "mica": "MiCA",
 }  # fmt: skip
+
+# Repeats in all keys of a pattern together: what a file of patterns may cost, module after module.
+_MOST_REPEATS = 16
 
 
 class LoraSettings:
@@ -105,6 +109,11 @@ class LoraSettings:
 
     def _pattern(self, key: str) -> Mapping[str, Any]:
         pattern = _mapping(self._config.get(key) or {}, key, self._where)
+        if sum(map(_repeats, pattern)) > _MOST_REPEATS:
+            raise AdapterError(
+                f"{self._where}: {key} has more than {_MOST_REPEATS} repeats in its patterns",
+                hint="name the modules, or write one pattern for many of them",
+            )
         for name, value in pattern.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not _is_usable(value) or not _is_tame(name):
@@ -137,19 +146,26 @@ def _is_tame(pattern: str) -> bool:
     """
     if len(pattern) > 300 or re.search(r"\)[*+{?]", pattern):
         return False
-    # What follows an opening bracket is no repeat but says what kind of group it is.
-    if len(re.findall(r"[*+{]|(?<!\()\?", pattern)) > 3 or pattern.count("|") > 8:
+    if _repeats(pattern) > 2 or pattern.count("|") > 8:
         return False
     try:
-        re.compile(pattern)
-    except re.error:
+        _whole(pattern)
+    except (re.error, OverflowError):
         return False
     return True
 
 
+def _repeats(pattern: str) -> int:
+    # What follows an opening bracket is no repeat but says what kind of group it is.
+    return len(re.findall(r"[*+{]|(?<!\()\?", pattern))
+
+
+@lru_cache(maxsize=1 << 14)
+def _whole(key: str) -> re.Pattern[str]:
+    """What peft matches a module's whole name with, for a key of its patterns."""
+    return re.compile(rf"(.*\.)?({key})$")
+
+
 def _matching(pattern: Mapping[str, Any], module: str) -> str:
     """The first key that names `module`, by peft's own rule; else `module`."""
-    for key in pattern:
-        if re.match(rf"(.*\.)?({key})$", module):
-            return key
-    return module
+    return next((key for key in pattern if _whole(key).match(module)), module)

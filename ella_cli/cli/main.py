@@ -132,6 +132,12 @@ def main() -> None:
     except typer.Abort:
         _say("aborted", None)
         sys.exit(1)
+    except OSError as error:
+        # What a system has against a path before it is opened: too long, not to be looked at.
+        if error.filename is None:
+            raise
+        _say(f"cannot use {str(error.filename)[:300]}: {error.strerror}", "check the path")
+        sys.exit(2)
     except Exception as error:
         if not _is_out_of_memory(error):
             raise

@@ -24,6 +24,7 @@ learning); docs/method.md derives the form for LoRA, and the directions.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -71,6 +72,11 @@ class _Side(NamedTuple):
         by_floors = (self.floors[..., None, None] * weights).sum(1)  # (S, R, R)
         flat = by_factors.transpose(1, 2).flatten(2)  # (S, R, T · K)
         return torch.bmm(flat, self.factors.mT) + by_floors @ x
+
+
+# Modules and tasks are stacked where that takes at most so many times the room they have: a
+# stranger's file could hold little and be as wide as it likes.
+_MOST_PADDING = 16
 
 
 class _Batch(NamedTuple):
@@ -170,20 +176,23 @@ class CurvaturePlan:
         """Values (modules,), ∂/∂B and ∂/∂A of every module; all finite."""
         dtype = compute_dtype(*bs, *as_)
         values = torch.zeros(len(bs), dtype=dtype, device=bs[0].device)  # (modules,)
-        dbs, das = [torch.empty(0)] * len(bs), [torch.empty(0)] * len(as_)
+        found: dict[int, tuple[Tensor, Tensor]] = {}
         seen = [_see(batch, bs, as_, dtype) for batch in self._batches]
         together = self._together(seen, dtype)
         for one in seen:
             value, dbt, da = _terms(one, together)
-            values[list(one.batch.members)] = value.to(values.device)
+            values[list(one.batch.members)] += value.to(values.device)
             db = dbt.mT.contiguous()  # (S, M, R)
             for i, one_db, one_da in zip(one.batch.members, db, da, strict=True):
                 rank = as_[i].shape[0]
-                dbs[i], das[i] = one_db[:, :rank], one_da[:rank]
-        measured = {i for batch in self._batches for i in batch.members}
-        for i in set(range(len(bs))) - measured:
-            dbs[i] = torch.zeros_like(bs[i], dtype=dtype)
-            das[i] = torch.zeros_like(as_[i], dtype=dtype)
+                pair = one_db[:, :rank], one_da[:rank]
+                if i in found:
+                    # Its tasks are in several batches.
+                    pair = found[i][0] + pair[0], found[i][1] + pair[1]
+                found[i] = pair
+        for i in set(range(len(bs))) - set(found):
+            found[i] = torch.zeros_like(bs[i], dtype=dtype), torch.zeros_like(as_[i], dtype=dtype)
+        dbs, das = map(list, zip(*(found[i] for i in range(len(bs))), strict=True))
         check_finite(self.names, values, dbs, das, "the curvature")
         return values, dbs, das
 
@@ -286,14 +295,38 @@ def plan_curvature(
     for i, (terms, shape) in enumerate(zip(modules, shapes, strict=True)):
         if terms:
             alike[shape, tuple(term.task for term in terms), terms[0].u.device].append(i)
-    batches = [_batch(members, modules, scales) for members in alike.values()]
+    batches = []
+    for members in alike.values():
+        own = [modules[i] for i in members]
+        if _padded_numbers(own) <= _MOST_PADDING * _numbers(own):
+            batches.append(_batch(members, own, scales))
+        else:
+            batches += [_batch([i], [[term]], scales) for i in members for term in modules[i]]
     return CurvaturePlan(batches, names, shapes, others)
 
 
+def _numbers(modules: Sequence[Sequence[Kronecker]]) -> int:
+    """What their factors and directions hold."""
+    return sum(
+        t.u.numel() + t.v.numel() + (0 if t.directions is None else t.directions.numel())
+        for terms in modules
+        for t in terms
+    )
+
+
+def _padded_numbers(modules: Sequence[Sequence[Kronecker]]) -> int:
+    """What they would hold, stacked."""
+    terms = [term for one in modules for term in one]
+    rows, columns = terms[0].shape
+    sides = rows * max(t.u.shape[1] for t in terms) + columns * max(t.v.shape[1] for t in terms)
+    directions = [t.directions.shape for t in terms if t.directions is not None]
+    widest = math.prod(max(sizes) for sizes in zip(*directions, strict=True)) if directions else 0
+    return len(terms) * (sides + widest)
+
+
 def _batch(
-    members: Sequence[int], modules: Sequence[Sequence[Kronecker]], scales: Sequence[float]
+    members: Sequence[int], terms: Sequence[Sequence[Kronecker]], scales: Sequence[float]
 ) -> _Batch:
-    terms = [modules[i] for i in members]
     u = _side([[(t.u, t.u_floor) for t in one] for one in terms])
     v = _side([[(t.v, t.v_floor) for t in one] for one in terms])
     device, dtype = u.factors.device, u.factors.dtype

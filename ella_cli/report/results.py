@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,7 @@ def _stage(path: Path) -> Stage:
 
 
 def _curves(document: Mapping[str, Sequence[float | None]]) -> Curves:
-    step = tuple(float(s) for s in document.get("step") or () if s is not None)
+    step = tuple(_numbers(document.get("step")))
 
     def curve(name: str) -> tuple[float | None, ...]:
         # A curve that was not logged is all gaps, so that every curve pairs with its steps.
@@ -263,4 +264,6 @@ def _numbers(value: object) -> list[float]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    if not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+        return None
+    return float(value)

@@ -345,3 +345,15 @@ def test_settings_that_cannot_be(
     (tmp_path / "keys.yaml").write_text("1: 2\n")
     (tmp_path / "date.yaml").write_text("seed: 2024-13-45\n")
     assert words in refused(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "past", "run"])
+def test_a_name_that_the_system_refuses(kind: str, refused: Refused) -> None:
+    said = refused("inspect", kind, "a" * 300)
+    assert "File name too long" in said
+
+
+def test_results_with_a_number_that_no_float_holds(refused: Refused, tmp_path: Path) -> None:
+    document = {"order": ["a"], "matrix": [[0.5]], "base": [10**400]}
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    assert "not the results of a run" in refused("report", "results.json")

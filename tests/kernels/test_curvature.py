@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ella_cli.errors import NonFiniteError, ShapeError
-from ella_cli.kernels import Kronecker, Others, plan_curvature
+from ella_cli.kernels import CurvaturePlan, Kronecker, Others, curvature, plan_curvature
 from ella_cli.plan.operations import OperationCounter
 from tests.kernels.truth import relative
 
@@ -211,6 +211,30 @@ def test_directions_add_up_over_modules_before_they_are_squared() -> None:
     rest = sum(_blocks(update, one) for update, one in zip(updates, heavier, strict=True))
     again, _ = plan_curvature(heavier, shapes, scales)(bs, as_)
     assert again.item() == pytest.approx((more + rest).item(), rel=1e-5)
+
+
+def test_what_would_grow_by_stacking_is_not_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def term(seed: int, task: int, wide: tuple[int, int, int]) -> Kronecker:
+        (plain,) = _terms(64, 64, [(64, 64)], seed=seed)
+        return _with_directions(replace(plain, u_floor=0.2), task, wide)
+
+    tall, broad = (64, 64, 1), (64, 1, 64)
+    modules = [[term(1, 0, tall), term(2, 1, broad)], [term(3, 0, broad), term(4, 1, tall)]]
+    bs = [_normal(64, 3, seed=i) for i in (5, 6)]
+    as_ = [_normal(3, 64, seed=i) for i in (7, 8)]
+
+    def planned() -> tuple[CurvaturePlan, int]:
+        plan = plan_curvature(modules, [(64, 64)] * 2, [0.5, 2.0])
+        held = (batch.directions for batch in plan._batches)
+        return plan, sum(one.numel() for one in held if one is not None)
+
+    plan, apart = planned()
+    monkeypatch.setattr(curvature, "_MOST_PADDING", 1000)
+    whole, stacked = planned()
+    assert (apart, stacked) == (4 * 64 * 64, 4 * 64 * 64 * 64)
+    for one, other in zip(whole.terms(bs, as_), plan.terms(bs, as_), strict=True):
+        for found, wanted in zip(one, other, strict=True):
+            assert relative(found, wanted) < 1e-6
 
 
 def _blocks(update: Tensor, terms: list[Kronecker]) -> Tensor:

@@ -117,3 +117,9 @@ def test_numbers_of_test_rows_are_named_from_least_to_most(write_run: WriteRun) 
     counts = dict(zip(ORDER, (16, 12, 16, 14), strict=True))
     note = accuracy_heat_map(read_run(write_run(test_rows=counts))).note
     assert note.endswith(", 12–16 test rows a task")
+
+
+def test_a_number_that_no_float_holds_is_not_known(write_run: WriteRun) -> None:
+    file = write_run() / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lambda": 10**400}))
+    assert read_run(file.parent).lam is None
