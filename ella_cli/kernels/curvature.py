@@ -11,8 +11,9 @@ with G_t = U_t U_tᵀ + γ_t I (M, M) and C_t = V_t V_tᵀ + κ_t I (N, N) of on
 each; S and H are (R, R). R_t holds the task's directions, along which all modules move its answers
 together, in the basis of each module's leading columns: s_t is summed over modules before it is
 squared. ΔW is never built, and a sum over tasks stays a sum of Kronecker products, which no single
-product equals. Each U, V and R is read twice: about 8 K R (M + N) flops a module for K columns in
-all and 4 D K'² for D directions in K' columns; beside them only (K, R) and (R, K) are kept.
+product equals. Each U, V and R is read twice: about 4 K R (M + N) flops a module for K columns in
+each of U and V, and 4 D K'² for D directions in K' columns; beside them only (K, R) and (R, K) are
+kept.
 
 Modules of equal shape are one batched product; its tasks are padded to the most columns, its LoRA
 pairs to the largest rank. B takes part as Bᵀ: on the CPU a few rows times a wide matrix are more

@@ -16,9 +16,9 @@ from ella_cli.kernels.eager import eager_terms
 from ella_cli.kernels.form import EAGER, FUSED, GRAM, TILED
 from ella_cli.kernels.fused import fused_terms
 from ella_cli.kernels.gram import GramConstants, gram_constants, gram_terms
-from ella_cli.kernels.launch import Launch, group_of
+from ella_cli.kernels.launch import Group, Launch, group_of
 from ella_cli.kernels.operands import Factors, Past, compute_dtype
-from ella_cli.kernels.schedule import LARGEST_RANK
+from ella_cli.kernels.schedule import LARGEST_RANK, blocks_for, launches_of
 
 
 class Terms(NamedTuple):
@@ -89,10 +89,22 @@ def parts_of(
             factors = [past for past in pasts if isinstance(past, Factors)]
             terms = _Gram(gram_constants(factors, rest[-1], keep=keep), scales)
         elif kind == "launch":
-            terms = _Kernels(Launch(rest[-1], pasts, [m.rank for m in own], scales))
+            parts += _launched(rest[-1], members, own)
+            continue
         else:
             terms = _OneByOne(eager_terms if kind == EAGER else fused_terms, pasts, scales)
         parts.append(Part(tuple(members), terms))
+    return parts
+
+
+def _launched(group: Group, members: Sequence[int], modules: Sequence[Module]) -> list[Part]:
+    *_, factored, _, precision, padded = group
+    shapes = [(*module.past.shape, module.rank) for module in modules]
+    parts = []
+    for chosen in launches_of(shapes, blocks_for(padded, precision, factored=factored)):
+        own = [modules[i] for i in chosen]
+        launch = Launch(group, [m.past for m in own], [m.rank for m in own], [m.scale for m in own])
+        parts.append(Part(tuple(members[i] for i in chosen), _Kernels(launch)))
     return parts
 
 

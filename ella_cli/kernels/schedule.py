@@ -24,6 +24,11 @@ _SHORTEST_ITEM = 128
 _ITEMS_PER_PROCESSOR = 8
 
 
+# What the slots of one launch may take; the next one uses it again. ∂/∂B has one a strip, and
+# strips narrow as ranks grow: at R = 128 those of a model of 8B would take 11 GB together.
+MOST_WORKSPACE_BYTES = 1 << 30
+
+
 @dataclass(frozen=True)
 class Blocks:
     """Tile sizes of a kernel, and how many warps and pipeline stages it is compiled for."""
@@ -96,6 +101,21 @@ def blocks_for(rank: int, precision: str, *, factored: bool) -> Blocks:
     padded = padded_rank(rank)
     blocks = (_TENSOR_CORES if precision == "tf32" else _FLOAT32_UNITS)[padded]
     return _IF_TILED.get((precision, padded), blocks) if factored else blocks
+
+
+def launches_of(shapes: Sequence[tuple[int, int, int]], blocks: Blocks) -> list[list[int]]:
+    """Divides modules of shapes (M, N, R) into launches by what their slots take, in order."""
+    launches: list[list[int]] = []
+    left = 0
+    for module, (rows, columns, rank) in enumerate(shapes):
+        strips, parts = math.ceil(columns / blocks.columns), math.ceil(rows / _SHORTEST_ITEM)
+        size = 4 * rank * (strips * rows + parts * columns)
+        if size > left or not launches:
+            launches.append([])
+            left = MOST_WORKSPACE_BYTES
+        launches[-1].append(module)
+        left -= size
+    return launches
 
 
 def make_schedule(

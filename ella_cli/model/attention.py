@@ -31,6 +31,11 @@ def short_attention(ids: Tensor) -> AbstractContextManager[None]:
     Args:
         ids: tokens of a batch, (S, T), on the model's device.
     """
-    if ids.device.type == "cpu" and torch.is_grad_enabled() and ids.shape[-1] <= _PLAIN_UP_TO:
+    if torch.is_grad_enabled() and trains_plainly(ids.device.type, ids.shape[-1]):
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
+
+
+def trains_plainly(device: str, tokens: int) -> bool:
+    """Whether a training step over so many tokens attends by plain products."""
+    return device == "cpu" and tokens <= _PLAIN_UP_TO

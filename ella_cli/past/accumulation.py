@@ -25,7 +25,7 @@ from ella_cli.past.dense_file import write_dense
 from ella_cli.past.draft import Draft
 from ella_cli.past.factored_file import write_factored
 from ella_cli.past.past import Past, read_past, usual_energy
-from ella_cli.past.record import EnergyKind, PastTask, Store
+from ella_cli.past.record import EnergyKind, PastTask, Store, smaller_store
 
 StoreChoice = Literal["auto", "factored", "dense"]
 
@@ -259,7 +259,7 @@ def _store(change: Change, old: Past | None, choice: StoreChoice) -> Store:
     fresh = [task for part in change.parts if part.sign > 0 for task in part.tasks]
     shrunk = any(task.shrink is not None for task in fresh)
     must_be_dense = change.origin is not None or shrunk
-    windowed = change.energy.last is not None and not change.energy.is_plain
+    windowed = change.energy.needs_tasks_apart
     if windowed and (must_be_dense or choice == "dense"):
         raise SettingsError(
             "--last needs the tasks apart, which a dense store does not keep",
@@ -280,7 +280,7 @@ def _store(change: Change, old: Past | None, choice: StoreChoice) -> Store:
     if old is not None and set(change.tasks) <= set(old.tasks):
         # Nothing came in: no reason to forget the tasks' own factors.
         return "factored"
-    return "factored" if change.factored_bytes < change.dense_bytes else "dense"
+    return smaller_store(change.factored_bytes, change.dense_bytes)
 
 
 def _refuse_idleness(path: Path, old: Past | None, kind: EnergyKind, chosen: Store) -> None:

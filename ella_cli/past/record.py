@@ -20,6 +20,12 @@ from ella_cli.wording import plain
 
 Store = Literal["factored", "dense"]
 
+
+def smaller_store(factored: int, dense: int) -> Store:
+    """What a past is kept as where nothing else decides, from its bytes in either."""
+    return "factored" if factored < dense else "dense"
+
+
 METADATA_KEY = "ella_past"
 # 2 is 1 with curvature, 3 to 5 hold curvatures of versions 2 to 4: an earlier reader would leave
 # out what the file is told to protect, or weigh it otherwise.
@@ -121,6 +127,11 @@ class EnergyKind:
     def asked(cls, kind: Energy, last: int | None, decay: float | None) -> EnergyKind:
         """As options say it: a window of 0 tasks is none, and a decay by 1 is none."""
         return cls(kind, last or None, None if decay == 1 else decay)
+
+    @property
+    def needs_tasks_apart(self) -> bool:
+        """Whether only some tasks' coordinates are protected, which no sum of all can tell."""
+        return self.last is not None and not self.is_plain
 
     @property
     def is_plain(self) -> bool:

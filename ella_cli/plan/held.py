@@ -105,7 +105,7 @@ def held_curvature(
         ranks = next(fitting, fewer[-1] if fewer else ranks)
     factors, directions = numbers(*ranks)
     # Every factor is read twice, each time for a product with R columns; directions with one.
-    flops = 8 * lora_rank * factors + 4 * directions
+    flops = 4 * lora_rank * factors + 4 * directions
     sides = [
         (n, min(n, tasks * kept))
         for shape in shapes.values()

@@ -18,7 +18,7 @@ from ella_cli.config import RunSettings
 from ella_cli.curvature import LOOKS
 from ella_cli.errors import SettingsError
 from ella_cli.model.base import default_dtype, device_of, prompt_room
-from ella_cli.past.record import EnergyKind, Store
+from ella_cli.past.record import EnergyKind, Store, smaller_store
 from ella_cli.plan.held import Held, HeldCurvature, held_curvature, held_past
 from ella_cli.plan.played import Batch, PlayedStep, play_step
 from ella_cli.plan.rates import Rates
@@ -146,10 +146,9 @@ def make_plan(
         for one in stores
     )
     factored, dense = pasts
-    # A window over coordinates needs the tasks apart, as factors keep them.
-    windowed = settings.last is not None and not energy.is_plain
-    smaller = factored.file < dense.file or not earlier or windowed
-    kept = store or ("factored" if smaller else "dense")
+    # Factors keep tasks apart, and take nothing where there are none.
+    apart = energy.needs_tasks_apart or not earlier
+    kept = store or ("factored" if apart else smaller_store(factored.file, dense.file))
     past = factored if kept == "factored" else dense
     rows = min(settings.curvature_rows, settings.limit or settings.curvature_rows)
     curvature = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +20,29 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
+from ella_cli.model.attention import trains_plainly
 from ella_cli.model.source import model_errors
 from ella_cli.plan.operations import OperationCounter
 from ella_cli.plan.skeleton import Skeleton
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-_FLOPS = {**flop_registry, _FLASH: sdpa_flop, _FLASH_BACKWARD: sdpa_backward_flop}
+
+
+def _grouped_flop(a: Tensor, b: Tensor, *_: Any, out_val: Any = None, **__: Any) -> int:
+    """Of the experts' products, each token through those it was sent to: a (T, K), b (E, K, N).
+
+    In the backward pass both are matrices, and T, of all experts, is what is summed over.
+    """
+    return 2 * a.shape[-2] * a.shape[-1] * b.shape[-1]
+
+
+_FLOPS = {
+    **flop_registry,
+    _FLASH: sdpa_flop,
+    _FLASH_BACKWARD: sdpa_backward_flop,
+    torch.ops.aten._grouped_mm: _grouped_flop,
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +81,14 @@ def play_step(skeleton: Skeleton, batch: Batch, *, device: str = "cpu") -> Playe
     known = [*model.parameters(), *model.buffers()]
     counter = _Counter(known)
     labels = _ids(batch.sequences, batch.answers)  # (S, answers)
+    inputs = _inputs(skeleton, batch, labels)
+    fused = not trains_plainly(device, inputs["input_ids"].shape[-1])
     stumbling = model_errors(
         "the model's step cannot be played through without its weights",
         hint="run a few steps with `ella train --max-steps 3` and watch them instead",
     )
-    with stumbling, _FusedAttention(device), counter:
-        outputs = model(**_inputs(skeleton, batch, labels))
+    with stumbling, _FusedAttention(device) if fused else nullcontext(), counter:
+        outputs = model(**inputs)
         logits = outputs.logits.float().flatten(0, 1)  # (S · answers, V)
         loss = functional.cross_entropy(logits, labels.flatten(), reduction="sum")
         del outputs, logits

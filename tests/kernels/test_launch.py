@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ella_cli.kernels import Factors, PenaltyPlan
+from ella_cli.kernels import Factors, PenaltyPlan, schedule
 from ella_cli.kernels.launch import precision_for
 from ella_cli.kernels.parts import Module
-from ella_cli.kernels.schedule import blocks_for, make_schedule
+from ella_cli.kernels.schedule import blocks_for, launches_of, make_schedule
 from tests.kernels.truth import Case, far_apart_rows, float64_truth, make_case, relative
 
 UPSTREAM = -1.75
@@ -205,3 +205,26 @@ def test_items_cover_each_element_once(device: str) -> None:
     for module, column, first, last, *_ in schedule.items.tolist():
         seen[module][first:last, column : column + blocks.columns] += 1
     assert all(bool((count == 1).all()) for count in seen)
+
+
+@pytest.mark.parametrize("factored", [False, True], ids=["fused", "tiled"])
+def test_slots_that_take_too_much_are_those_of_several_launches(
+    factored: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [make_case(70, 200, 4, 6, seed=seed) for seed in range(5)]
+    own = [moved(case, device, factored=factored) for case in cases]
+    bs, as_, pasts = zip(*own, strict=True)
+    shapes = [(70, 200, 4)] * 5
+    blocks = blocks_for(4, "ieee", factored=factored)
+    assert launches_of(shapes, blocks) == [[0, 1, 2, 3, 4]]
+    one = make_schedule(shapes[:1], [1.0], blocks, 2, torch.device("cpu")).workspace_size
+    monkeypatch.setattr(schedule, "MOST_WORKSPACE_BYTES", 4 * int(2.5 * one))
+    assert launches_of(shapes, blocks) == [[0, 1], [2, 3], [4]]
+    _, values, dbs, das = run(pasts, bs, as_, [case.scale for case in cases])
+    for case, value, db, da in zip(cases, values, dbs, das, strict=True):
+        assert relative(value, case.value) < 1e-5
+        assert relative(db, case.db) < 1e-5
+        assert relative(da, case.da) < 1e-5
+    # One that is too large for any has a launch of its own.
+    monkeypatch.setattr(schedule, "MOST_WORKSPACE_BYTES", 0)
+    assert launches_of(shapes, blocks) == [[0], [1], [2], [3], [4]]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ella_cli.config import RunSettings
+from ella_cli.model.attention import short_attention
 from ella_cli.model.base import load_base
 from ella_cli.model.lora import attach_lora, lora_layers
 from ella_cli.plan.played import Batch, _Counter, play_step
@@ -30,7 +31,7 @@ def _real_step(folder: Path, settings: RunSettings, batch: Batch) -> tuple[int, 
     labels = inputs.pop("labels")
     inputs.pop("shift_labels", None)
     counter = _Counter([*model.parameters(), *model.buffers()])
-    with counter:
+    with short_attention(inputs["input_ids"]), counter:
         answer_cross_entropy(model(**inputs), labels).backward()  # type: ignore[no-untyped-call]
     gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     return counter.peak - gradients, model
@@ -49,12 +50,34 @@ def test_parameters_and_modules_are_those_of_the_loaded_model(tiny_model: Path) 
     assert all(p.device.type == "meta" for p in skeleton.model.parameters())
 
 
-def test_a_played_step_takes_what_a_real_one_takes(tiny_model: Path) -> None:
+@pytest.mark.parametrize("tokens", [96, 160])
+def test_a_played_step_takes_what_a_real_one_takes(tiny_model: Path, tokens: int) -> None:
+    """On either side of where attention goes through another kernel."""
     settings = RunSettings(model=str(tiny_model), device="cpu", dtype="float32")
-    batch = Batch(4, 96, 4)
+    batch = Batch(4, tokens, 4)
     played = play_step(build_skeleton(settings, torch.float32), batch)
     real, _ = _real_step(tiny_model, settings, batch)
     assert played.activations == pytest.approx(real, rel=0.1)
+
+
+def test_a_mixture_costs_the_experts_that_a_token_is_sent_to(tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    flops = []
+    for chosen in (1, 2):
+        config = MixtralConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+            num_experts_per_tok=chosen,
+        )  # fmt: skip
+        folder = tmp_path / str(chosen)
+        MixtralForCausalLM(config).save_pretrained(folder)
+        settings = RunSettings(model=str(folder), target_modules=("q_proj", "v_proj"))
+        skeleton = build_skeleton(settings, torch.bfloat16)
+        flops.append(play_step(skeleton, Batch(2, 256, 4)).flops)
+    # Three products of a token with an expert, and the gradients of what goes in.
+    one_more = 2 * 2 * 256 * 3 * 2 * 32 * 96 * 2
+    assert flops[1] - flops[0] == pytest.approx(one_more, rel=0.05)
 
 
 def test_a_step_grows_with_its_sequences(tiny_llama: Path) -> None:
