@@ -313,7 +313,7 @@ def resolve_settings(
     """
     values = _read_yaml(config) if config else {}
     elsewhere = _known_names(RunSettings) - _known_names(kind)
-    values = {name.replace("-", "_"): value for name, value in values.items()}
+    values = _one_name_each(kind, values, config)
     values = {name: value for name, value in values.items() if name not in elsewhere}
     values |= {name: value for name, value in flags.items() if value is not None}
     # A field with an alias may come by either name; the alias is what both are checked under.
@@ -323,6 +323,11 @@ def resolve_settings(
     if isinstance(values.get("target_modules"), str):
         named = (name.strip() for name in values["target_modules"].split(","))
         values["target_modules"] = tuple(name for name in named if name)
+        if not values["target_modules"]:
+            raise SettingsError(
+                "target-modules names no module",
+                hint="name some, such as q_proj,v_proj, or leave it out for the model's usual ones",
+            )
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -341,6 +346,28 @@ def resolve_settings(
             hint="`ella config-schema` lists every setting; "
             f"{'a flag' if config is None or name in given else config} gave this one",
         ) from error
+
+
+def _one_name_each(
+    kind: type[Settings], values: dict[str, Any], config: Path | None
+) -> dict[str, Any]:
+    """The file's values by the names of fields, in which - and _ are the same.
+
+    Raises:
+        SettingsError: it names a setting twice.
+    """
+    aliases = {info.alias: name for name, info in kind.model_fields.items() if info.alias}
+    found: dict[str, str] = {}
+    for name in values:
+        plain = name.replace("-", "_")
+        plain = aliases.get(plain, plain)
+        if plain in found:
+            raise SettingsError(
+                f"{config} names {plain.replace('_', '-')} twice, as {found[plain]} and as {name}",
+                hint="leave one of them out",
+            )
+        found[plain] = name
+    return {plain: values[name] for plain, name in found.items()}
 
 
 def _known_names(kind: type[Settings]) -> set[str]:

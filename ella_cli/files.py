@@ -185,8 +185,7 @@ def check_replaceable(path: Path, sign: str) -> None:
             f"{path} is a folder that something works in, and cannot be replaced",
             hint="give a new --output-dir",
         )
-    with storage_errors(path):
-        _bring_back(path)
+    path = behind_links(path)
     if path.exists() and not path.is_dir():
         raise StorageError(f"{path} is a file", hint="give a new --output-dir")
     if path.is_dir() and any(path.iterdir()) and not (path / sign).is_file():
@@ -200,8 +199,17 @@ def check_replaceable(path: Path, sign: str) -> None:
             pass
 
 
+def bring_back(path: Path) -> None:
+    """What `new_folder` put aside for a new one that then never came; nothing may be writing there.
+
+    Raises:
+        StorageError: the parent cannot be written.
+    """
+    with storage_errors(path):
+        _bring_back(behind_links(path))
+
+
 def _bring_back(path: Path) -> None:
-    """What `new_folder` put aside for a new one that then never came."""
     # Eight characters, as mkdtemp draws them: `.v1.5.….old` is not what was put aside of v1.
     aside = sorted(path.parent.glob(f".{glob.escape(path.name)}.????????.old"))
     if aside and not path.exists():

@@ -24,12 +24,18 @@ def unused_settings(settings: TrainSettings) -> list[str]:
 
 
 def _not_trained_by(settings: TrainSettings) -> Iterator[tuple[str, str]]:
-    """What a method that sums, and is not ella, makes nothing of but a past file for others."""
+    """What is only made for others: a past's energy and curvature, by who does not train by it."""
     if settings.method in SUMMED_METHODS - {"ella"}:
         # `ella run` writes a past file; `ella train` writes none.
         what = "the run's past file alone" if isinstance(settings, RunSettings) else "nothing here"
         for name in ("energy", "last", "decay"):
             yield name, f"changes {what}: {settings.method} does not train by it"
+    by_coordinates = settings.method == "ella" and settings.energy not in (None, "curvature")
+    others = settings.method in SUMMED_METHODS - {"ella"}
+    if settings.curvature_rows and (by_coordinates or others):
+        by = f"--energy {settings.energy}" if by_coordinates else settings.method
+        for name in ("energy_rank", "importance"):
+            yield name, f"changes what is measured alone: {by} does not train by it"
 
 
 def _reasons(settings: TrainSettings) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from ella_cli.errors import StorageError
-from ella_cli.files import check_replaceable, new_folder, read_json, replacing, write_text
+from ella_cli.files import (
+    bring_back,
+    check_replaceable,
+    new_folder,
+    read_json,
+    replacing,
+    write_text,
+)
 
 
 def test_only_nothing_an_empty_folder_or_one_of_its_kind_is_replaced(tmp_path: Path) -> None:
@@ -73,13 +80,16 @@ def test_a_folder_put_aside_for_a_new_one_that_never_came_is_back(tmp_path: Path
     aside = tmp_path / ".adapter.abcdefgh.old"
     aside.mkdir()
     (aside / "sign").write_text("old")
+    # Who only looks may meet another command between its two renames.
     check_replaceable(folder, "sign")
+    assert aside.is_dir()
+    bring_back(folder)
     assert (folder / "sign").read_text() == "old"
     assert not aside.exists()
     # Nor is another folder's taken for it, or taken away.
     other = tmp_path / ".adapter.last-good.abcdefgh.old"
     other.mkdir()
-    check_replaceable(folder, "sign")
+    bring_back(folder)
     assert other.is_dir()
 
 

@@ -42,6 +42,13 @@ def test_what_only_the_past_file_is_made_by_is_said_so(method: str, given: dict[
     assert note.startswith(f"--{next(iter(given))} changes the run's past file alone: {method} ")
 
 
+@pytest.mark.parametrize("given", [{"importance": 0.5}, {"energy_rank": 8}])
+@pytest.mark.parametrize("by", [{"method": "replay"}, {"energy": "sum"}])
+def test_what_is_only_measured_is_said_so(by: dict[str, Any], given: dict[str, Any]) -> None:
+    (note,) = unused_settings(TrainSettings.model_validate({**by, **given}))
+    assert " changes what is measured alone: " in note
+
+
 def test_where_no_past_file_is_written_an_energy_changes_nothing() -> None:
     settings = TrainSettings.model_validate({"method": "inclora", "energy": "abs"})
     (note,) = unused_settings(settings)

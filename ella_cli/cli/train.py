@@ -18,6 +18,9 @@ from ella_cli.unused import unused_settings
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ella_cli.adapter import Adapter
+    from ella_cli.past import Past
+
 
 @takes_settings(TrainSettings)
 def train(
@@ -64,7 +67,7 @@ def train(
     if dry_run:
         print_settings(output, settings, task=task, past=past, output_dir=output_dir)
         return
-    from ella_cli import locks
+    from ella_cli import files, locks, processes
     from ella_cli.adapter import read_adapter
     from ella_cli.cli.bar import showing_progress
     from ella_cli.model.base import load_base
@@ -79,8 +82,12 @@ def train(
     _check_method(settings, past, earlier, replay)
     check_output(output_dir)
     with locks.sole(locks.lock_beside(output_dir), output_dir):
+        if processes.is_main():
+            # Not before: another command may just be putting it aside.
+            files.bring_back(output_dir)
         held = read_past(past) if past else None
         adapters = tuple(read_adapter(folder) for folder in earlier or ())
+        _check_sum(settings, past, held, adapters)
         places = [one.order_index for one in held.tasks] if held else map(order_index_of, adapters)
         index = next_index(list(places))
         check_strength(settings, index)
@@ -95,6 +102,25 @@ def train(
             assignment = Assignment(rows.spec.name, [rows], index, held, adapters, kept)
             manifest = train_task(base, assignment, settings, output_dir, progress=progress)
     output.result({"adapter": str(output_dir), **manifest}, _table(output_dir, manifest))
+
+
+def _check_sum(
+    settings: TrainSettings, path: Path | None, held: Past | None, adapters: Sequence[Adapter]
+) -> None:
+    """
+    Raises:
+        SettingsError: the method takes earlier adapters beside their sum, and the past is another.
+    """
+    from ella_cli.training.methods import METHODS
+
+    if held is None or not METHODS[settings.method].apart:
+        return
+    if [task.digest for task in held.tasks] != [adapter.digest for adapter in adapters]:
+        raise SettingsError(
+            f"{path} holds {', '.join(task.name for task in held.tasks)}, which is not the sum of "
+            f"the {len(adapters)} adapters of --earlier",
+            hint="name its adapters with --earlier FOLDER, again for each, in its order",
+        )
 
 
 def _check_method(

@@ -37,7 +37,8 @@ class Base:
         source: what the user wrote after --model.
         kind: a decoder reads prompt and answer in one sequence; an encoder-decoder apart.
         fingerprint: SHA-256 over names, shapes and sampled bf16 values of all weights; equal for
-            the same weights whatever file, shard or dtype they were loaded from.
+            the same weights whatever file, shard or dtype they were loaded from; but for float16,
+            in which small weights lose bits.
     """
 
     source: str
@@ -112,7 +113,8 @@ class Base:
             raise ModelError(
                 f"{what} was made on a base with fingerprint {fingerprint[:12]}, "
                 f"{self.source} has {self.fingerprint[:12]}",
-                hint="give the --model it was made on, or start anew; `ella inspect` names it",
+                hint="give the --model it was made on, and --dtype float16 if that was asked for; "
+                "`ella inspect` names it",
             )
 
 
@@ -137,8 +139,6 @@ def load_base(source: str, *, dtype: str = "auto", device: str = "auto") -> Base
     # Progress is for the caller to show; the library's bars would be drawn into it.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     target = device_of(device, here=True)
-    if target == torch.device("cuda"):
-        target = torch.device("cuda", processes.local_rank())
     if target.type == "cuda":
         leave_cudnn_attention()
     processes.join(cpu=target.type == "cpu")
@@ -250,6 +250,9 @@ def device_of(name: str, *, here: bool = False) -> torch.device:
     try:
         device = torch.device(default_device() if name == "auto" else name)
         if here:
+            if device == torch.device("cuda"):
+                # Each process its own: one that only looked at the first would take room there.
+                device = torch.device("cuda", processes.local_rank())
             torch.ones(1, device=device).item()
     # torch's own words: it knows no such name, sees no such GPU, or was built without CUDA.
     except (RuntimeError, AssertionError) as error:

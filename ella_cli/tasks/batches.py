@@ -53,8 +53,25 @@ class Encoder:
         before, after = self._frame
         excess = len(before) + len(ids) + len(after) - self.max_source
         if excess > 0:
-            ids = _shorten_text(ids, encoded["offset_mapping"], prompt, excess)
+            offsets = encoded.get("offset_mapping")
+            if offsets is None:
+                # A tokenizer written in Python, as ByT5's, does not say where its tokens lie.
+                ids, offsets = self._apart(prompt)
+                excess = max(0, len(before) + len(ids) + len(after) - self.max_source)
+            ids = _shorten_text(ids, offsets, prompt, excess) if excess else ids
         return before + ids + after
+
+    def _apart(self, prompt: Prompt) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of head, text and tail one by one, each token placed where its part is."""
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        start = 0
+        for part in (prompt.head, prompt.text, prompt.tail):
+            own = self.tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+            ids += own
+            places += [(start, start + len(part))] * len(own)
+            start += len(part)
+        return ids, places
 
     def answer(self, answer: str) -> list[int]:
         """Ids of the answer, closed by the end token; a long answer is cut before it."""

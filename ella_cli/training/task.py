@@ -244,6 +244,7 @@ def _checkpoint_folder(
     decided["optim"] = optim_in_force(assignment, settings)
     facts = [
         base.fingerprint,
+        base.tokenizer_digest,
         base.precision,
         [(one.fingerprint, one.spec.digest) for one in (*assignment.tasks, *assignment.replayed)],
         assignment.past.digest if assignment.past else None,

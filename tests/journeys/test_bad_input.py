@@ -188,6 +188,28 @@ def test_an_adapter_that_lacks_modules(refused: Refused, here: Path, tiny_llama:
     assert "no update for model.layers.0.self_attn.k_proj" in said
 
 
+def test_a_past_that_is_not_the_sum_of_the_earlier_adapters(
+    refused: Refused, here: Path, tiny_llama: Path
+) -> None:
+    train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "a2", "--method", "olora")
+    said = refused(*train, "--earlier", "second", "--past", "past.safetensors")
+    assert "is not the sum of the 1 adapters of --earlier" in said
+
+
+def test_a_setting_that_a_file_names_twice(refused: Refused, own_tasks: Path) -> None:
+    for twice in ("learning-rate: 1e-3\nlearning_rate: 5\n", "lam: 3\nlambda: 4\n"):
+        (own_tasks.parent / "run.yaml").write_text(twice)
+        assert "twice, as" in refused("train", *TASK, "--config", "run.yaml", "-o", "a2")
+
+
+def test_modules_that_name_none_or_all_and_some(
+    refused: Refused, own_tasks: Path, tiny_llama: Path
+) -> None:
+    train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "a2", "--target-modules")
+    assert "names no module" in refused(*train, ",")
+    assert "all-linear beside lm_head" in refused(*train, "all-linear,lm_head")
+
+
 def test_a_past_that_lacks_a_module(refused: Refused, here: Path, tiny_llama: Path) -> None:
     train = ("train", *TASK, "--model", tiny_llama, *SHORT, "-o", "a2")
     said = refused(*train, "--past", "past.safetensors", "--target-modules", "q_proj,k_proj")

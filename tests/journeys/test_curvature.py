@@ -151,6 +151,12 @@ def test_an_adapter_is_measured_on_what_it_was_trained_on(
     other, words = measured("--limit", 8)
     assert other != as_trained
     assert "these are other rows than the adapter was trained on" in words.replace("\n", " ")
+    assert "is not what" not in words
+    # The task beneath has the right name, and was learned otherwise.
+    _train(ella, tiny_llama, "animals", "b1", "--curvature-rows", 0, "--seed", 3)
+    ella("accumulate", "b1", "--past", "u")
+    done = ella("measure", "a2", "--task", "tasks/colours", "--past", "u")
+    assert "u is not what colours was trained on" in done.stderr.replace("\n", " ")
 
 
 def test_a_run_protects_by_curvature(ella: Any, tiny_llama: Path, own_tasks: Path) -> None:

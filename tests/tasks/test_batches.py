@@ -50,6 +50,22 @@ def test_a_long_prompt_loses_text_but_never_its_frame(
     assert kept in shown
 
 
+@pytest.mark.parametrize(("cut", "kept"), [("end", "the cat sat"), ("start", "bird sang")])
+def test_a_tokenizer_that_tells_no_places_loses_text_alone_too(cut: Any, kept: str) -> None:
+    from transformers import ByT5Tokenizer
+
+    encoder = Encoder(ByT5Tokenizer(), "encoder-decoder", max_source=60, max_target=6)
+    text = "the cat sat " + "on the mat " * 40 + "the bird sang"
+    ids = encoder.prompt(Prompt("What is ", text, "\nAnswer:", cut))
+    shown = encoder.tokenizer.decode(ids)
+    assert len(ids) == 60
+    assert shown.startswith("What is ")
+    assert shown.endswith("\nAnswer:</s>")
+    assert kept in shown
+    with pytest.raises(TaskError, match="more than fit"):
+        encoder.prompt(Prompt("the cat sat on the mat " * 20, "bird", "\nAnswer:"))
+
+
 def test_a_frame_that_alone_is_too_long_is_refused(decoder: Encoder) -> None:
     with pytest.raises(TaskError, match="more than fit"):
         decoder.prompt(Prompt("the cat sat on the mat " * 20, "bird", "\nAnswer:"))
