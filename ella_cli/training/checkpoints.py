@@ -55,5 +55,5 @@ def whole_checkpoint(folder: Path, wait: Callable[[], None], *, main: bool) -> I
         shutil.rmtree(folder, ignore_errors=True)
         raise StorageError(
             f"cannot write the checkpoint {folder}",
-            hint="check that the disk has room; the same command goes on from the one before, if any",
+            hint="check that the disk has room; the same command goes on from one before, if any",
         ) from error

@@ -63,27 +63,27 @@ def tell_cuts(
         encoded: the task's train rows as `Encoder.example` gives them, in order.
     """
     encoder = base.encoder(settings.max_source_length, settings.max_target_length)
-    whole = replace(encoder, max_source=sys.maxsize, max_target=sys.maxsize)
-    prompts, answers = 0, []
+    whole = replace(encoder, max_target=sys.maxsize)
+    filled, answers = 0, []
     for row, ids in zip(task.train, encoded, strict=True):
         target = len(ids["labels"])
         source = len(ids["input_ids"]) - (target if base.kind == "decoder" else 0)
+        filled += source == encoder.max_source
         # Only what fills its room can have been cut.
         if target == encoder.max_target:
             answers.append(len(whole.answer(row.answer)))
-        if source == encoder.max_source:
-            prompt = build_prompt(task.spec, row, header=settings.header)
-            prompts += len(whole.prompt(prompt)) > source
     cut = [length for length in answers if length > encoder.max_target]
     if cut:
         progress.warn(
             f"{task.spec.name}: {len(cut)} of {len(encoded)} answers are learned cut to "
             f"{encoder.max_target} tokens; --max-target-length {max(cut)} takes them whole"
         )
-    if prompts:
+    if filled:
+        # To read them whole only to count them would take as long again.
         progress.note(
-            f"{task.spec.name}: {prompts} of {len(encoded)} texts are cut for prompts of "
-            f"{encoder.max_source} tokens; see --max-source-length"
+            f"{task.spec.name}: {filled} of {len(encoded)} prompts fill their "
+            f"{encoder.max_source} tokens, texts cut where they are longer; see "
+            "--max-source-length"
         )
 
 

@@ -216,7 +216,7 @@ def test_answers_and_texts_that_do_not_fit_are_told(tiny_model: Path) -> None:
         tell_cuts(base, task, encode_rows(base, [task], settings), settings, heard)
         return heard
 
-    fits = told(max(sources), most)
+    fits = told(max(sources) + 1, most)
     assert (fits.warned, fits.noted) == ([], [])
     cut = told(max(sources) - 1, room)
     over = sum(length > room for length in wanted)
@@ -225,6 +225,6 @@ def test_answers_and_texts_that_do_not_fit_are_told(tiny_model: Path) -> None:
         f"--max-target-length {most} takes them whole"
     ]
     assert cut.noted == [
-        f"demo-topic: {sum(s == max(sources) for s in sources)} of 6 texts are cut for prompts of "
-        f"{max(sources) - 1} tokens; see --max-source-length"
+        f"demo-topic: {sum(s == max(sources) for s in sources)} of 6 prompts fill their "
+        f"{max(sources) - 1} tokens, texts cut where they are longer; see --max-source-length"
     ]
