@@ -68,6 +68,10 @@ def check_first_stage(
     for fact in ("task_digest", "tokenizer"):
         if None in (theirs[fact], ours[fact]):
             del theirs[fact], ours[fact]
+    # What is scored is no matter of a stage.
+    known = None not in (theirs["train_digest"], ours["train_digest"])
+    for one in (theirs, ours):
+        del one["data_fingerprint" if known else "train_digest"]
     asked = None in (theirs["precision"], ours["precision"])
     for one in (theirs, ours):
         # What the weights were, not how that was asked for, where it is known.
@@ -159,6 +163,7 @@ def _deciding(record: Mapping[str, Any], task: str) -> dict[str, Any]:
         **kept,
         "base": record["base"].get("fingerprint"),
         "data_fingerprint": record["data_fingerprints"].get(task),
+        "train_digest": (record.get("train_digests") or {}).get(task),
         "task_digest": (record.get("task_digests") or {}).get(task),
         "precision": record.get("precision"),
         "tokenizer": record.get("tokenizer"),

@@ -71,6 +71,7 @@ def run_order(
     facts = {
         "base": {"model": settings.model, "fingerprint": base().fingerprint},
         "data_fingerprints": {task.spec.name: task.fingerprint for task in tasks},
+        "train_digests": {task.spec.name: task.train_digest for task in tasks},
         "task_digests": {task.spec.name: task.spec.digest for task in tasks},
         # What --dtype auto was here; on another machine it may be something else.
         "precision": base().precision,

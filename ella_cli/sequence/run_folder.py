@@ -24,6 +24,7 @@ FORMAT = 1
 # Hashes say nothing to people.
 _FACTS = {
     "data_fingerprints": "its tasks' rows",
+    "train_digests": "its tasks' train rows",
     "task_digests": "its tasks' instructions, labels or metrics",
     "tokenizer": "its tokenizer's rules",
 }
@@ -179,7 +180,8 @@ class RunFolder(RunPaths):
             "importance": 1.0,
             "optim": "adamw",
             # An older ella did not note how prompts, tokens and scores are made, nor what auto
-            # became.
+            # became, nor train rows by themselves.
+            "train_digests": facts.get("train_digests"),
             "task_digests": facts.get("task_digests"),
             "precision": facts.get("precision"),
             "tokenizer": facts.get("tokenizer"),
@@ -219,7 +221,7 @@ def _lengthened(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Mapping[s
     if isinstance(given, list) and isinstance(ours["settings"]["lambda"], list):
         settings["lambda"] = [*given, *ours["settings"]["lambda"][len(given) :]]
     longer = {**theirs, "settings": settings}
-    for name in ("data_fingerprints", "task_digests"):
+    for name in ("data_fingerprints", "train_digests", "task_digests"):
         if isinstance(theirs.get(name), dict):
             longer[name] = theirs[name] | {task: ours[name][task] for task in added}
     return longer

@@ -46,6 +46,11 @@ class Task:
     origin: str = ""
 
     @cached_property
+    def train_digest(self) -> str:
+        """SHA-256, hex, over the rows that are learned from, whatever is scored."""
+        return fingerprint(self.train, ())
+
+    @cached_property
     def test_digest(self) -> str:
         """SHA-256, hex, over what is asked and how answers are scored, whatever was trained on."""
         facts = f"{self.spec.digest} {fingerprint((), self.test)}"

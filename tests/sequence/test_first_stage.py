@@ -15,7 +15,7 @@ from ella_cli.adapter.curvature_record import CurvatureRecord
 from ella_cli.config import RunSettings
 from ella_cli.errors import SettingsError
 from ella_cli.kernels import Kronecker
-from ella_cli.sequence import RunFolder, has_first_stage
+from ella_cli.sequence import RunFolder, has_first_stage, run_order
 from ella_cli.sequence.first_stage import check_first_stage, take_first_stage
 
 FACTS = {
@@ -114,6 +114,11 @@ def test_what_protects_earlier_tasks_does_not_touch_the_first(
         ({"method": "olora", "olora_l2": 0.1}, {}, "its olora-l2 is 0.0, here 0.1"),
         ({}, {"base": {"model": "m", "fingerprint": "b1"}}, "its base is b0, here b1"),
         ({}, {"data_fingerprints": {"amazon": "d9"}}, "its data-fingerprint is d0, here d9"),
+        (
+            {},
+            {"data_fingerprints": {"amazon": "d9"}, "train_digests": {"amazon": "t0"}},
+            "its data-fingerprint is d0, here d9",
+        ),
         ({}, {"processes": 2}, "its processes is 1, here 2"),
         ({}, {"precision": "float32"}, "its precision is bfloat16, here float32"),
     ],
@@ -127,6 +132,24 @@ def test_another_first_stage_is_refused(
     with pytest.raises(SettingsError, match=words):
         _take(tmp_path / "two", tmp_path / "one", own)
     assert _files(tmp_path / "two") == before
+
+
+def test_a_first_stage_depends_on_what_is_learned_and_not_on_what_is_scored(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    def learn(name: str, limit: int, limit_test: int, first: Path | None = None) -> dict[str, Any]:
+        settings = RunSettings(
+            order="demo-topic,demo-mood", model=str(tiny_llama), dtype="float32", max_steps=1,
+            limit=limit, limit_test=limit_test, decode="rank", curvature_rows=0,
+        )  # fmt: skip
+        return run_order(settings, tmp_path / name, first_stage=first)
+
+    learn("few", 8, 4)
+    more = learn("more", 8, 6, tmp_path / "few")
+    # What was scored on fewer rows is scored anew.
+    assert more["row_scores"] == learn("alone", 8, 6)["row_scores"]
+    with pytest.raises(SettingsError, match="its train-digest is"):
+        learn("others", 9, 6, tmp_path / "few")
 
 
 def test_a_stage_without_what_is_to_be_protected_is_refused(tmp_path: Path) -> None:
