@@ -323,11 +323,11 @@ def resolve_settings(
     if isinstance(values.get("target_modules"), str):
         named = (name.strip() for name in values["target_modules"].split(","))
         values["target_modules"] = tuple(name for name in named if name)
-        if not values["target_modules"]:
-            raise SettingsError(
-                "target-modules names no module",
-                hint="name some, such as q_proj,v_proj, or leave it out for the model's usual ones",
-            )
+    if values.get("target_modules") in ((), []):
+        raise SettingsError(
+            "target-modules names no module",
+            hint="name some, such as q_proj,v_proj, or leave it out for the model's usual ones",
+        )
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -375,11 +375,26 @@ def _known_names(kind: type[Settings]) -> set[str]:
     return {name for name, _ in fields} | {info.alias for _, info in fields if info.alias}
 
 
+def _loader() -> type[Any]:
+    """YAML's safe loader, but that a key which comes twice is an error and not the last one."""
+    import yaml
+
+    class OnceLoader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise yaml.YAMLError(f"it names {key} twice")
+            return super().construct_mapping(node, deep)
+
+    return OnceLoader
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _loader())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise SettingsError(

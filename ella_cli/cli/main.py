@@ -6,6 +6,7 @@ imported inside commands, so that `ella --help` is instant.
 
 from __future__ import annotations
 
+import errno
 import inspect as inspect_module
 import io
 import os
@@ -107,6 +108,9 @@ for _group in (app, inspect, recipe, tasks):
         _command.callback.__doc__ = _reflow(_command.callback.__doc__ or "")
 
 
+_OF_A_PATH = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR}
+
+
 def main() -> None:
     """Runs `ella`; exit code 0 done, 2 bad input, 130 interrupted, 1 a mistake of our own."""
     # Progress is ours; the libraries' bars and advice would only interleave with it.
@@ -134,7 +138,7 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         # What a system has against a path before it is opened: too long, not to be looked at.
-        if error.filename is None:
+        if error.filename is None or error.errno not in _OF_A_PATH:
             raise
         _say(f"cannot use {str(error.filename)[:300]}: {error.strerror}", "check the path")
         sys.exit(2)

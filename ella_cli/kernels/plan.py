@@ -66,7 +66,7 @@ class PenaltyPlan:
         Raises:
             ShapeError: the number of modules, a shape or a device does not fit.
             NonFiniteError: a module's penalty or gradient is infinite or NaN. On CUDA the check
-                waits for the device, once a call.
+                waits for the device, once a call, and once more for each shape in the Gram form.
         """
         self._check(bs, as_)
         if not bs:

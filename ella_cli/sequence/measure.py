@@ -49,7 +49,7 @@ def measure_adapter(
     Args:
         folder: a PEFT LoRA adapter.
         task: name or folder of the task it has learnt.
-        settings: model, header, lengths, limits and seed unless set are the adapter's own.
+        settings: model, dtype, header, lengths, limits and seed unless set are the adapter's own.
         past: what the adapter was trained on top of, or a later state of it, which is then cut
             before the adapter; by default the earlier stages of the run that it is a stage of.
 
@@ -65,7 +65,9 @@ def measure_adapter(
     adapter = read_adapter(folder)
     ground = _ground(adapter, past)
     trained_on = ((adapter.manifest or {}).get("past") or {}).get("digest")
-    if past is not None and ground is not None and trained_on not in (None, ground.digest):
+    # Curvatures, which may have come or been cut since, are in the digest too, and not folded.
+    bare = ground if past is not None and ground is not None and not ground.curvatures else None
+    if bare is not None and trained_on not in (None, bare.digest):
         progress.warn(
             f"{past} is not what {adapter.task} was trained on: its updates or its energy are "
             "others; the curvature is measured on top of it as it is"

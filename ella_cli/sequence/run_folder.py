@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from pydantic import ValidationError
@@ -133,8 +134,8 @@ class RunFolder(RunPaths):
     ) -> None:
         """Writes run.json, or finds that the folder already belongs to this very run.
 
-        A run whose order only goes on after what is there is this run too: its record is then of
-        the longer order.
+        A run whose order only goes on after what is there is this run too, and so is one that goes
+        on otherwise from the last trained stage: its record is then of the new order.
 
         Args:
             order: names of the tasks.
@@ -159,9 +160,15 @@ class RunFolder(RunPaths):
             files.write_json(self.record, document)
             return
         theirs = self.read()
-        self._check_same(ours, facts, _lengthened(theirs, document))
-        if len(theirs.get("order") or order) < len(order):
+        self._check_same(ours, facts, _gone_on(theirs, document, self._trained(theirs)))
+        if theirs.get("order") not in (None, document["order"]):
             files.write_json(self.record, document)
+
+    def _trained(self, record: Mapping[str, Any]) -> int:
+        """How many leading stages of the record's order are there."""
+        names = record["order"] if isinstance(record.get("order"), list) else []
+        there = ((self.stage(i, name) / MANIFEST).is_file() for i, name in enumerate(names))
+        return sum(takewhile(bool, there))
 
     def _check_same(
         self, ours: Mapping[str, Any], facts: Mapping[str, Any], theirs: Mapping[str, Any]
@@ -206,25 +213,33 @@ class RunFolder(RunPaths):
                 )
 
 
-def _lengthened(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Mapping[str, Any]:
+def _gone_on(theirs: Mapping[str, Any], ours: Mapping[str, Any], trained: int) -> Mapping[str, Any]:
     """The record `theirs` as it were if its order went on as that of `ours` does.
 
-    As it is where that is no continuation of it, or all tasks are learned at once.
+    As it is where that is no continuation, or all tasks are learned at once.
+
+    Args:
+        trained: how many of its stages are there; what comes after them may be dropped.
     """
     held, order = theirs.get("order"), ours["order"]
-    joint = METHODS[ours["method"]].joint
-    if not isinstance(held, list) or held != order[: len(held)] or (joint and held != order):
+    if not isinstance(held, list) or METHODS[ours["method"]].joint:
         return theirs
-    added = order[len(held) :]
+    if held != order[: len(held)] and trained:
+        held = held[:trained]
+    if held != order[: len(held)]:
+        return theirs
     settings = {**theirs["settings"], "order": ours["settings"]["order"]}
     given = settings.get("lambda")
     if isinstance(given, list) and isinstance(ours["settings"]["lambda"], list):
-        settings["lambda"] = [*given, *ours["settings"]["lambda"][len(given) :]]
-    longer = {**theirs, "settings": settings}
+        kept = given[: len(held)]
+        settings["lambda"] = [*kept, *ours["settings"]["lambda"][len(kept) :]]
+    gone_on = {**theirs, "settings": settings}
     for name in ("data_fingerprints", "train_digests", "task_digests"):
-        if isinstance(theirs.get(name), dict):
-            longer[name] = theirs[name] | {task: ours[name][task] for task in added}
-    return longer
+        if isinstance(known := theirs.get(name), dict):
+            gone_on[name] = {
+                task: known.get(task) if task in held else ours[name][task] for task in order
+            }
+    return gone_on
 
 
 def stage_names(method: Method, order: Sequence[str]) -> list[str]:

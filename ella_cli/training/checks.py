@@ -55,7 +55,7 @@ def tell_cuts(
     settings: DataFields,
     progress: Progress,
 ) -> None:
-    """Says which train rows are longer than a prompt or an answer may be.
+    """Says how many train answers are longer than they may be, and how many prompts fill theirs.
 
     A cut answer is learned with an end where there is none, so of that it warns.
 

@@ -38,3 +38,19 @@ def test_an_adapter_is_trained_by_one_command_at_a_time(
             where = str(tmp_path / folder)
             assert ella(monkeypatch, "train", "--task", "demo-topic", "-o", where) == 2
             assert "another command is at work in" in capsys.readouterr().err
+
+
+def test_an_adapter_that_was_put_aside_is_back_before_another_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aside = tmp_path / ".a.abcdefgh.old"
+    aside.mkdir()
+    (aside / "adapter_config.json").write_text("{}")
+    train = ("train", "--task", "demo-topic", "--limit", "8", "-o", str(tmp_path / "a"))
+    # A command at work there may just be putting it aside.
+    with locks.sole(locks.lock_beside(tmp_path / "a"), tmp_path / "a"):
+        assert ella(monkeypatch, *train) == 2
+    assert aside.is_dir()
+    assert ella(monkeypatch, *train, "--model", "./nowhere") == 2
+    assert "no model folder" in capsys.readouterr().err
+    assert (tmp_path / "a" / "adapter_config.json").is_file()

@@ -200,6 +200,8 @@ def test_a_setting_that_a_file_names_twice(refused: Refused, own_tasks: Path) ->
     for twice in ("learning-rate: 1e-3\nlearning_rate: 5\n", "lam: 3\nlambda: 4\n"):
         (own_tasks.parent / "run.yaml").write_text(twice)
         assert "twice, as" in refused("train", *TASK, "--config", "run.yaml", "-o", "a2")
+    (own_tasks.parent / "run.yaml").write_text("seed: 1\nseed: 2\n")
+    assert "it names seed twice" in refused("train", *TASK, "--config", "run.yaml", "-o", "a2")
 
 
 def test_modules_that_name_none_or_all_and_some(

@@ -19,12 +19,15 @@ GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "your-own-trainer.md"
 pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
 
 
-def _code(constants: str) -> str:
-    """The page's script with other constants."""
+def _code(constants: str, **instead: str) -> str:
+    """The page's script with another model, other rows and folders, and these words replaced."""
     (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
     imports, rest = code.split("\nMODEL = ")
-    _, after = rest.split("\n\n\nclass ")
-    return f"{imports}\n{constants}\n\nclass {after}"
+    _, after = rest.split("\n]\n")
+    for old, new in instead.items():
+        assert after.count(old) == 1, old
+        after = after.replace(old, new)
+    return f"{imports}\n{constants}\n{after}"
 
 
 @pytest.fixture
@@ -36,11 +39,9 @@ MODEL = {str(tiny_llama)!r}
 PAST = Path({str(tmp_path)!r}) / "wpast.safetensors"
 OUT = Path({str(tmp_path / task)!r})
 ROWS = [{{"prompt": f"row {{i}}: the cat sat", "completion": {answer!r}}} for i in range(8)]
-ARGUMENTS = SFTConfig(
-    output_dir={str(tmp_path / "checkpoints")!r}, max_steps=4, learning_rate=1e-2, bf16=False,
-    use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no", max_length=64,
-)
-"""
+""",
+            **{"checkpoints": str(tmp_path / "checkpoints"), "max_steps=40": "max_steps=4"},
+            **{"learning_rate=1e-3": "learning_rate=1e-2"},
         )
         names: dict[str, Any] = {"__name__": "guide"}
         exec(compile(code, str(GUIDE), "exec"), names)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ella_cli.kernels import Factors, PenaltyPlan, schedule
 from ella_cli.kernels.launch import precision_for
-from ella_cli.kernels.parts import Module
+from ella_cli.kernels.parts import Module, parts_of
 from ella_cli.kernels.schedule import blocks_for, launches_of, make_schedule
 from tests.kernels.truth import Case, far_apart_rows, float64_truth, make_case, relative
 
@@ -220,6 +220,12 @@ def test_slots_that_take_too_much_are_those_of_several_launches(
     one = make_schedule(shapes[:1], [1.0], blocks, 2, torch.device("cpu")).workspace_size
     monkeypatch.setattr(schedule, "MOST_WORKSPACE_BYTES", 4 * int(2.5 * one))
     assert launches_of(shapes, blocks) == [[0, 1], [2, 3], [4]]
+    modules = [
+        Module(past, 4, case.scale, "tiled" if factored else "fused")
+        for past, case in zip(pasts, cases, strict=True)
+    ]
+    parts = parts_of(modules, bs, as_, precision="ieee", keep=True, kernels=True)
+    assert [part.members for part in parts] == [(0, 1), (2, 3), (4,)]
     _, values, dbs, das = run(pasts, bs, as_, [case.scale for case in cases])
     for case, value, db, da in zip(cases, values, dbs, das, strict=True):
         assert relative(value, case.value) < 1e-5

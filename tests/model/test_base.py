@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ella_cli.config import LoraFields, TrainSettings, resolve_settings
 from ella_cli.errors import ModelError, SettingsError
 from ella_cli.evaluate.decode import generate_answers, rank_labels
+from ella_cli.model import source
 from ella_cli.model.base import device_of, load_base
 from ella_cli.model.lora import attach_lora, detach_lora, lora_layers
 from ella_cli.tasks.prompt import Prompt
@@ -108,3 +112,34 @@ def test_a_gguf_file_that_is_cut_is_refused(
     with pytest.raises(ModelError, match=r"cannot read cut\.gguf: .") as error:
         load_base(str(tmp_path / "cut.gguf"))
     assert "\n" not in error.value.message
+
+
+def test_each_process_looks_at_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(
+        torch, "ones", lambda *_, device: looked_at.append(device) or torch.zeros(())
+    )
+    assert device_of("cuda", here=True) == torch.device("cuda:1")
+    assert looked_at == [torch.device("cuda:1")]
+
+
+def test_a_model_is_unpacked_once_however_many_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ELLA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    unpacked = []
+
+    def unpack(gguf: Path, folder: Path) -> None:
+        unpacked.append(gguf)
+        time.sleep(0.2)
+        folder.mkdir(parents=True)
+        (folder / "config.json").touch()
+
+    monkeypatch.setattr(source, "_unpack", unpack)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(source.resolve_source, [str(tmp_path / "tiny.gguf")] * 2))
+    assert found[0] == found[1]
+    assert unpacked == [tmp_path / "tiny.gguf"]

@@ -225,6 +225,24 @@ def test_an_order_does_not_get_shorter(tmp_path: Path) -> None:
         _claim(tmp_path / "run")
 
 
+def test_what_was_not_trained_yet_may_be_another_task_or_none(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    record = _claim(run.path)
+    (run.stage(0, "amazon")).mkdir(parents=True)
+    (run.stage(0, "amazon") / "ella.json").write_text("{}")
+    _claim(run.path, _facts_of(amazon="d0", typo="d8"), "amazon,typo")
+    _claim(run.path, _facts_of(amazon="d0", yahoo="d1", dbpedia="d2"), "amazon,yahoo,dbpedia")
+    assert json.loads(record.read_bytes())["order"] == ["amazon", "yahoo", "dbpedia"]
+    (run.stage(1, "yahoo")).mkdir()
+    (run.stage(1, "yahoo") / "ella.json").write_text("{}")
+    with pytest.raises(SettingsError, match="its order is amazon,yahoo,dbpedia, now it is amazon"):
+        _claim(run.path)
+    with pytest.raises(SettingsError, match="its tasks' rows have changed"):
+        _claim(run.path, _facts_of(amazon="d0", yahoo="d9"), "amazon,yahoo")
+    _claim(run.path, _facts_of(amazon="d0", yahoo="d1"), "amazon,yahoo")
+    assert json.loads(record.read_bytes())["data_fingerprints"] == {"amazon": "d0", "yahoo": "d1"}
+
+
 def test_what_is_learned_all_at_once_has_no_more_tasks_at_its_end(tmp_path: Path) -> None:
     _claim(tmp_path / "run", method="joint")
     with pytest.raises(SettingsError, match="its order is amazon, now it is amazon,yahoo"):
