@@ -311,7 +311,12 @@ def resolve_settings(
     Raises:
         SettingsError: the file is not a mapping, or a value is unknown or out of range.
     """
-    values = _read_yaml(config) if config else {}
+    values: dict[str, Any] = {}
+    if config:
+        # YAML's reader is loaded where there is something to read.
+        from ella_cli.settings_file import read_settings
+
+        values = read_settings(config)
     elsewhere = _known_names(RunSettings) - _known_names(kind)
     values = _one_name_each(kind, values, config)
     values = {name: value for name, value in values.items() if name not in elsewhere}
@@ -373,38 +378,3 @@ def _one_name_each(
 def _known_names(kind: type[Settings]) -> set[str]:
     fields = kind.model_fields.items()
     return {name for name, _ in fields} | {info.alias for _, info in fields if info.alias}
-
-
-def _loader() -> type[Any]:
-    """YAML's safe loader, but that a key which comes twice is an error and not the last one."""
-    import yaml
-
-    class OnceLoader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for key in keys:
-                if keys.count(key) > 1:
-                    raise yaml.YAMLError(f"it names {key} twice")
-            return super().construct_mapping(node, deep)
-
-    return OnceLoader
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _loader())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(
-            f"cannot read settings from {path}: {reason}",
-            hint="it must be a YAML mapping such as `model: smollm2`; see `ella config-schema`",
-        ) from error
-    if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
-        odd = "a key that is no word" if isinstance(document, dict) else type(document).__name__
-        raise SettingsError(
-            f"{path} holds {odd}, not a mapping of settings",
-            hint="write one setting a line, such as `learning-rate: 0.001`",
-        )
-    return document

@@ -15,6 +15,8 @@ from ella_cli.errors import TaskError
 from ella_cli.tasks import Prompt
 from ella_cli.tasks.batches import IGNORED, Collator, Encoder, pad_left
 
+LONG = "the cat sat " + "on the mat " * 40 + "the bird sang"
+
 
 @pytest.fixture(scope="session")
 def decoder(tiny_llama: Path) -> Encoder:
@@ -41,8 +43,7 @@ def test_a_short_prompt_is_the_text_as_it_stands(decoder: Encoder) -> None:
 def test_a_long_prompt_loses_text_but_never_its_frame(
     decoder: Encoder, cut: Any, kept: str
 ) -> None:
-    text = "the cat sat " + "on the mat " * 40 + "the bird sang"
-    ids = decoder.prompt(Prompt("What is ", text, "\nAnswer:", cut))
+    ids = decoder.prompt(Prompt("What is ", LONG, "\nAnswer:", cut))
     shown = decoder.tokenizer.decode(ids)
     assert len(ids) == 40
     assert shown.startswith("<s>What is ")
@@ -55,8 +56,7 @@ def test_a_tokenizer_that_tells_no_places_loses_text_alone_too(cut: Any, kept: s
     from transformers import ByT5Tokenizer
 
     encoder = Encoder(ByT5Tokenizer(), "encoder-decoder", max_source=60, max_target=6)
-    text = "the cat sat " + "on the mat " * 40 + "the bird sang"
-    ids = encoder.prompt(Prompt("What is ", text, "\nAnswer:", cut))
+    ids = encoder.prompt(Prompt("What is ", LONG, "\nAnswer:", cut))
     shown = encoder.tokenizer.decode(ids)
     assert len(ids) == 60
     assert shown.startswith("What is ")
